@@ -1,0 +1,58 @@
+"""Which attribution maps can be trusted on this model and data?
+
+`run` a study, `evaluate` a model at hand, `explain` a batch. Names are imported when they are first used, so
+that `import harness` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.api import evaluate, explain, run
+    from harness.case import Case
+    from harness.catalogue import METHODS, METRICS
+    from harness.random import Draws
+    from harness.registry import method, metric
+    from harness.results import Results
+    from harness.space import InputSpace
+    from harness.types import InputError, NotApplicableError, Score
+
+_HOMES = {
+    "evaluate": "api",
+    "explain": "api",
+    "run": "api",
+    "Case": "case",
+    "Draws": "random",
+    "METHODS": "catalogue",
+    "METRICS": "catalogue",
+    "method": "registry",
+    "metric": "registry",
+    "Results": "results",
+    "InputSpace": "space",
+    "InputError": "types",
+    "NotApplicableError": "types",
+    "Score": "types",
+}
+
+__all__ = [
+    "METHODS",
+    "METRICS",
+    "Case",
+    "Draws",
+    "InputError",
+    "InputSpace",
+    "NotApplicableError",
+    "Results",
+    "Score",
+    "evaluate",
+    "explain",
+    "method",
+    "metric",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    return getattr(import_module(f"harness.{_HOMES[name]}"), name)

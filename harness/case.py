@@ -1,0 +1,212 @@
+"""What a metric sees: one model, one block of samples, one method."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from harness.random import Draws
+from harness.registry import Method
+from harness.space import InputSpace
+
+
+@dataclass
+class Passes:
+    """Sample-passes: a batch of 64 through the model counts as 64."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a network that is randomized as one: its name and the names of its parameters and buffers."""
+
+    name: str
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Partner:
+    """The same network trained on permuted labels. `invalid` says why it cannot serve, or is empty."""
+
+    model: nn.Module
+    train_accuracy: float
+    test_accuracy: float
+    invalid: str
+
+
+class Source(Protocol):
+    """Where a model comes from: what a metric may ask for beyond the model itself."""
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The blocks of the network in execution order; together they hold every parameter."""
+
+    @property
+    def calibration(self) -> Float[Tensor, "m ..."]:
+        """Inputs to re-estimate batch-norm statistics with."""
+
+    def twin(self, draw: int) -> nn.Module:
+        """A randomly initialized network of the same architecture."""
+
+    def partner(self) -> Partner:
+        """The same network trained on permuted labels."""
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A method with its options, as a study names it. Named fills are still names."""
+
+    method: Method
+    options: Mapping[str, Any]
+
+    def maps(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *shape"],
+        target: Int[Tensor, " n"],
+        space: InputSpace,
+        samples: Sequence[str],
+        seed: int,
+        *,
+        call: object = 0,
+    ) -> Float[Tensor, "n ..."]:
+        """The raw maps of one batch; everything the harness fills in is resolved here.
+
+        Raises:
+            ValueError: the method returned something else than one map for each sample.
+        """
+        draws = Draws.of(samples, seed, "method", self.method.name, call, device=x.device)
+        filled: dict[str, Any] = dict(self.options)
+        if "baseline" in filled:
+            filled["baseline"] = self.baseline(x, space, samples, seed)
+        if "draws" in self.method.parameters:
+            filled["draws"] = draws
+        if "space" in self.method.parameters:
+            filled["space"] = space
+        # A clone, because an in-place operation of the model would change the samples of everybody else.
+        maps = self.method.function(model, x.clone(), target, **filled)
+        one_channel = (len(x), 1, *x.shape[2:])
+        if maps.shape not in (x.shape, one_channel):
+            raise ValueError(
+                f"{self.method.name} returned maps of shape {list(maps.shape)}, "
+                f"expected {list(x.shape)} or one channel, {list(one_channel)}"
+            )
+        return maps.detach()
+
+    def baseline(
+        self, x: Float[Tensor, "n *shape"], space: InputSpace, samples: Sequence[str], seed: int
+    ) -> Float[Tensor, "n *shape"]:
+        """The baseline that the method's option names, keyed by the sample and never by the method."""
+        draws = Draws.of(samples, seed, "baseline", device=x.device)
+        return space.fill(self.options["baseline"], x, draws)
+
+
+@dataclass
+class Case:
+    """One model, one block of samples, one method; shared by all metrics.
+
+    Attributes:
+        model: the trained network in evaluation mode; never written to.
+        source: where the model comes from: twins, partner, blocks.
+        explainer: the method with its options.
+        x: the samples.
+        target: the explained class of each sample, frozen for the whole study.
+        samples: a stable id for each sample.
+        space: what the numbers in `x` mean.
+        seed: the study's seed.
+        chunk: how many samples go through a model at once.
+        passes: counts every sample-pass that goes through `explain` and `logits`.
+    """
+
+    model: nn.Module
+    source: Source
+    explainer: Explainer
+    x: Float[Tensor, "n ..."]
+    target: Int[Tensor, " n"]
+    samples: Sequence[str]
+    space: InputSpace
+    seed: int
+    chunk: int
+    passes: Passes = field(default_factory=Passes)
+
+    @cached_property
+    def maps(self) -> Float[Tensor, "n ..."]:
+        """The method's raw maps for the trained model."""
+        return self.explain()
+
+    @cached_property
+    def baseline(self) -> Float[Tensor, "n ..."] | None:
+        """The baseline of the method, if it has one."""
+        if "baseline" not in self.explainer.options:
+            return None
+        return self.explainer.baseline(self.x, self.space, self.samples, self.seed)
+
+    def explain(
+        self,
+        model: nn.Module | None = None,
+        x: Float[Tensor, "n ..."] | None = None,
+        target: Int[Tensor, " n"] | None = None,
+        call: object = 0,
+    ) -> Float[Tensor, "n ..."]:
+        """Maps for another model, input or target; a new `call` gives a stochastic method new noise."""
+        model = self.model if model is None else model
+        x = self.x if x is None else x
+        target = self.target if target is None else target
+        with counted(model, self.passes):
+            chunks = [
+                self.explainer.maps(model, x[part], target[part], self.space, self.samples[part], self.seed, call=call)
+                for part in self._chunks(len(x))
+            ]
+        return torch.cat(chunks)
+
+    def logits(self, x: Float[Tensor, "m ..."], model: nn.Module | None = None) -> Float[Tensor, "m classes"]:
+        """The model's outputs, in chunks and without a graph."""
+        model = self.model if model is None else model
+        with torch.no_grad(), counted(model, self.passes):
+            return torch.cat([model(x[part]) for part in self._chunks(len(x))])
+
+    def twin(self, draw: int) -> nn.Module:
+        """A randomly initialized network of the same architecture: the same one for every method."""
+        return self.source.twin(draw)
+
+    def partner(self) -> Partner:
+        """The same network trained on permuted labels."""
+        return self.source.partner()
+
+    def draws(self, *purpose: object) -> Draws:
+        """Random numbers keyed by (seed, purpose, sample) and never by the method, so that methods are paired."""
+        return Draws.of(self.samples, self.seed, *purpose, device=self.x.device)
+
+    def fill(self, name: str, draw: int = 0) -> Float[Tensor, "n ..."]:
+        """What stands in the place of what is removed from `x`; see `InputSpace.fill`."""
+        return self.space.fill(name, self.x, self.draws("fill", name), draw)
+
+    def _chunks(self, size: int) -> list[slice]:
+        return [slice(start, start + self.chunk) for start in range(0, size, self.chunk)]
+
+
+@contextmanager
+def counted(model: nn.Module, passes: Passes) -> Iterator[None]:
+    """Count the sample-passes through `model` inside the block."""
+
+    def backward(gradient: Tensor) -> None:
+        passes.backward += len(gradient)
+
+    def forward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        passes.forward += len(output)
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    handle = model.register_forward_hook(forward)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,169 @@
+"""The command line. Thin: every verb is a function of the package."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harness.types import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.results import Results
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console(width=None if os.isatty(1) else 200, highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SHOWN = ("leaderboard", "cascade")
+
+Kind = Literal["methods", "metrics", "models", "data", "studies"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@app.callback()
+def _about() -> None:
+    """Which attribution maps can be trusted on this model and data?"""
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="a built-in study or a YAML file; `harness list studies`")],
+    out: Annotated[Path | None, typer.Option(help="the run folder [default: results/<study>]")] = None,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
+    samples: Annotated[int | None, typer.Option(help="use this many samples of each model's data")] = None,
+    chunk: Annotated[int | None, typer.Option(help="samples that go through a model at once")] = None,
+) -> None:
+    """Run a study: compute what is not finished, then write tables and figures.
+
+    Examples: `harness run quickstart`, `harness run my.yaml --samples 50 --out results/try`.
+
+    Exit codes: 0 done; 1 done with failed cells or a broken control; 2 wrong input; 130 interrupted.
+    """
+    from harness import api
+    from harness.progress import bars
+    from harness.words import problems
+
+    with warnings.catch_warnings(record=True) as caught, bars(console) as progress:
+        warnings.simplefilter("always", UserWarning)
+        results = api.run(study, out, device=device, samples=samples, chunk=chunk, progress=progress)
+    for warning in caught:
+        errors.print(f"[yellow]warning:[/] {warning.message}")
+    folder = Path(out) if out else api.RESULTS / results.manifest["study"]["name"]
+    _show(results, folder)
+    raise typer.Exit(1 if problems(results) else 0)
+
+
+@app.command()
+def table(
+    folder: Annotated[Path, typer.Argument(help="a run folder", metavar="RUN")],
+    name: Annotated[str, typer.Option(help="print this table only; `all` prints every one")] = "",
+) -> None:
+    """Print the tables of a run and write them again as CSV and Markdown, with the figures.
+
+    Examples: `harness table results/quickstart`, `harness table results/quickstart --name verdicts`.
+    """
+    from harness import tables
+    from harness.figures import write_figures
+    from harness.results import Results
+
+    results = Results.load(folder)
+    tables.write_tables(results, folder / "tables")
+    write_figures(results, folder / "figures")
+    if not name:
+        _show(results, folder)
+    for each in tables.TABLES if name == "all" else [name] if name else []:
+        _print(results.table(each), each)
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
+    """List what is there by name: methods, metrics, models, data or studies."""
+    from harness.catalogue import METHODS, METRICS
+    from harness.data import DATA
+    from harness.models import MODELS
+    from harness.study import studies
+
+    listing = Table("name", "options" if kind in ("methods", "metrics") else "", "", box=None, padding=(0, 2, 0, 0))
+    if kind in ("methods", "metrics"):
+        for name, entry in (METHODS if kind == "methods" else METRICS).items():
+            options = [
+                f"{o}={p.default!r}" if p.default is not p.empty else f"{o}=<fill>" for o, p in entry.options.items()
+            ]
+            listing.add_row(name, _plain(" ".join(options)), _plain(f"{entry.family}: {entry.summary}"))
+    elif kind == "models":
+        for name, source in MODELS.items():
+            listing.add_row(name, "", source.summary)
+    elif kind == "data":
+        for name, load in DATA.items():
+            listing.add_row(name, "", (load.__doc__ or "").partition("\n")[0])
+    else:
+        for name, path in studies().items():
+            listing.add_row(name, "", path.read_text().partition("\n")[0].lstrip("# "))
+    console.print(listing)
+
+
+def main() -> None:
+    """The console command `harness`.
+
+    Raises:
+        SystemExit: 2 for wrong input, 130 when interrupted.
+    """
+    from harness.registry import UnknownNameError
+
+    try:
+        app()
+    except (InputError, UnknownNameError) as error:
+        errors.print(f"[bold red]error:[/] {_plain(str(error))}")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        errors.print("interrupted; finished cells are kept, run the same command again to go on")
+        raise SystemExit(130) from None
+
+
+def _show(results: "Results", folder: Path) -> None:
+    from harness.words import conclusion
+
+    for name in SHOWN:
+        frame = results.table(name)
+        if name == "cascade" and not frame.empty:
+            frame = _cascade_view(frame)
+        _print(frame, name)
+    for _, failure in results.failures.iterrows():
+        errors.print(
+            f"[red]failed[/] {failure['model']} · {failure['method']} · {failure['metric']}: {_plain(failure['error'])}"
+        )
+    if results.stale:
+        errors.print(
+            f"{len(results.stale)} stale cells in {folder}: finished, but no longer named by the study; not shown"
+        )
+    console.print(f"tables and figures: {folder}/tables, {folder}/figures\n", markup=False)
+    for title, line in conclusion(results).items():
+        console.print(f"[bold]{title}[/]: {_plain(line)}", soft_wrap=True)
+
+
+def _cascade_view(frame: "pd.DataFrame") -> "pd.DataFrame":
+    frame = frame.assign(text=[f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in frame.itertuples()])
+    wide = frame.pivot_table(
+        index=["model", "method"], columns="stage", values="text", aggfunc="first", sort=False, observed=True
+    )
+    return wide[list(frame.sort_values("stage_index")["stage"].unique())].reset_index().rename_axis(columns=None)
+
+
+def _print(frame: "pd.DataFrame", title: str) -> None:
+    from harness.tables import cell_text
+
+    shown = Table(*map(_plain, frame.columns), title=title, title_justify="left", title_style="bold")
+    for row in frame.itertuples(index=False):
+        shown.add_row(*(_plain(cell_text(value)) for value in row))
+    console.print(shown)
+
+
+def _plain(text: str) -> str:
+    # Square brackets are markup to rich and intervals to us.
+    return text.replace("[", "\\[")

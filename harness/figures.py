@@ -1,0 +1,119 @@
+"""Figures, as PNG files: the cascade picture and the flipping curves. Views of the run, like the tables."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness.pictures import Cascade, read_cascade
+from harness.statistics import mean_interval
+from harness.tables import matrix
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from harness.results import Results
+
+DPI = 150
+CLIP_PERCENTILE = 99.5
+LINES = ("-", "--", ":")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+"""Okabe and Ito's colours, told apart by colour-blind readers; line styles tell the rest apart."""
+
+
+def write_figures(results: "Results", folder: Path) -> list[Path]:
+    """Every figure that the rows and the kept maps allow."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kept in sorted(folder.glob("cascade-*.npz")):
+        picture, _ = read_cascade(kept)
+        if picture.maps.ndim == 4:
+            written.append(_save(draw_cascade(picture), kept.with_suffix(".png")))
+    records = results.records
+    curves = records[records["step"].notna()]
+    for model, group in curves.groupby("model", observed=True):
+        written.append(_save(draw_curves(group, str(model)), folder / f"pixel_flipping-{model}.png"))
+    return written
+
+
+def draw_cascade(picture: Cascade) -> Figure:
+    """Rows are methods, columns are stages from the trained network to the fully randomized one.
+
+    Red is positive, blue negative, white zero; each map is scaled by its own 99.5th percentile of absolute values.
+    """
+    rows, columns = len(picture.methods), len(picture.stages)
+    figure = Figure(figsize=(1.15 * (columns + 1) + 1.2, 1.15 * rows + 0.8), layout="constrained")
+    axes = figure.subplots(rows, columns + 1, squeeze=False)
+    image = np.moveaxis(picture.image, 0, -1)
+    for row, method in enumerate(picture.methods):
+        axes[row, 0].imshow(image.squeeze(), cmap="gray")
+        axes[row, 0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=8)
+        for column in range(columns):
+            _show(axes[row, column + 1], picture.maps[row, column])
+    for column, title in enumerate(["input", *picture.stages]):
+        axes[0, column].set_title(title, fontsize=8)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.suptitle(f"{picture.caption}: randomized from the output down to the named block", fontsize=9)
+    return figure
+
+
+def draw_curves(curves: pd.DataFrame, model: str) -> Figure:
+    """Mean probability of the explained class against the fraction removed, with 95 % bands.
+
+    One column a metric entry (fill), one row an order. The dashed black line removes at random.
+    """
+    curves = curves[curves["measure"] == "probability"]
+    metrics = list(curves["metric"].unique())
+    figure = Figure(figsize=(4.2 * len(metrics) + 2.4, 6.6), layout="constrained")
+    axes = figure.subplots(2, len(metrics), sharex=True, sharey=True, squeeze=False)
+    methods = list(curves["method"].unique())
+    for column, metric in enumerate(metrics):
+        here = curves[curves["metric"] == metric]
+        reference = here[(here["mode"] == "random") & (here["method"] == methods[0])]
+        for row, mode in enumerate(("most_first", "least_first")):
+            axis = axes[row, column]
+            for index, method in enumerate(methods):
+                line = here[(here["mode"] == mode) & (here["method"] == method)]
+                style = LINES[index // len(COLOURS) % len(LINES)]
+                _curve(axis, line, COLOURS[index % len(COLOURS)], style, str(method))
+            _curve(axis, reference, "black", (0, (4, 2)), "removed at random")
+            axis.set_title(f"{metric}, {mode.replace('_', ' relevant ')}", fontsize=9)
+            axis.grid(alpha=0.25)
+        axes[1, column].set_xlabel("fraction of pixels removed")
+    for row in range(2):
+        axes[row, 0].set_ylabel("probability of the explained class")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.suptitle(f"{model}: pixel flipping, mean with 95 % interval over samples", fontsize=10)
+    return figure
+
+
+def _curve(axis: "Axes", points: pd.DataFrame, colour: str, style: object, label: str) -> None:
+    steps: list[float] = []
+    intervals = []
+    for _, group in points.groupby("step"):
+        if group["value"].notna().any():
+            steps.append(group["step"].iloc[0])
+            intervals.append(mean_interval(matrix(group)))
+    if steps:
+        axis.plot(steps, [i.value for i in intervals], color=colour, linestyle=style, lw=1.4, label=label)
+        axis.fill_between(
+            steps, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.12, lw=0
+        )
+
+
+def _show(axis: "Axes", values: np.ndarray) -> None:
+    if np.isnan(values).all():
+        axis.text(0.5, 0.5, "n/a", ha="center", va="center", transform=axis.transAxes, fontsize=8)
+        return
+    limit = np.percentile(np.abs(values), CLIP_PERCENTILE) or np.abs(values).max() or 1.0
+    axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=DPI)
+    return path

@@ -1,0 +1,78 @@
+"""The maps behind the cascade picture: one sample, every method, every stage of one cascade."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data import digest
+from harness.metrics.cascade import top_down
+from harness.metrics.preprocessing import reduce_channels
+from harness.plan import Group, numerics
+from harness.store import write_atomically
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Maps [methods, stages, ...] of one sample; NaN where a method gave none."""
+
+    image: np.ndarray
+    maps: np.ndarray
+    methods: list[str]
+    stages: list[str]
+    caption: str
+
+
+def cascade_maps(group: Sequence[Group], labels: Sequence[str], path: Path, *, seed: int) -> Cascade:
+    """The cascade of the first sample of these groups (one subject, one group a method), from `path` if it is there.
+
+    The same twins, noise and batch-norm policy as in the first draw of `parameter_randomization`, so the picture
+    shows what was measured.
+    """
+    group = [replace(each, subject=each.subject.first(1)) for each in group]
+    subject = group[0].subject
+    options = [
+        (g.explainer.method.name, g.explainer.method.version, sorted(g.explainer.options.items())) for g in group
+    ]
+    key = digest(subject.source.identity, subject.samples, subject.x, options, seed, numerics(subject))
+    if path.exists():
+        kept = read_cascade(path)
+        if kept[1] == key:
+            return kept[0]
+    stages = ["trained", *(block.name for block in reversed(subject.source.blocks))]
+    rows = [_row(g, seed, len(stages)) for g in group]
+    caption = f"{subject.label}, sample {subject.samples[0]}, explained class {int(subject.target[0])}"
+    image = subject.x[0].cpu().numpy()
+    picture = Cascade(image, np.stack(rows), list(labels), stages, caption)
+    _write(picture, path, {"key": key})
+    return picture
+
+
+def _row(group: Group, seed: int, stages: int) -> np.ndarray:
+    case = group.case(seed=seed, chunk=1)
+    empty = np.full((stages, *(case.x.shape[2:] or case.x.shape[1:])), np.nan)
+    try:
+        maps = [case.maps]
+        for index, _, model in top_down(case, 0, "recalibrate"):
+            maps.append(case.explain(model, call=("top_down", 0, index)))
+    except Exception:  # the cells of this method have recorded why; the picture leaves its row empty
+        return empty
+    return np.stack([reduce_channels(m, "sum")[0].cpu().numpy() for m in maps])
+
+
+def read_cascade(path: Path) -> tuple[Cascade, str]:
+    """A cascade and the key of what it was computed from."""
+    with np.load(path) as file:
+        meta = json.loads(str(file["meta"]))
+        return Cascade(file["image"], file["maps"], meta["methods"], meta["stages"], meta["caption"]), meta["key"]
+
+
+def _write(picture: Cascade, path: Path, extra: Mapping[str, Any]) -> None:
+    meta = {"methods": picture.methods, "stages": picture.stages, "caption": picture.caption, **extra}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, image=picture.image, maps=picture.maps, meta=np.array(json.dumps(meta)))
+    write_atomically(path, buffer.getvalue())

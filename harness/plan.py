@@ -1,0 +1,138 @@
+"""From subjects, methods and metrics to cells, each with the key under which its result is stored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import catalogue
+from harness.case import Case, Explainer
+from harness.data import digest
+from harness.registry import FILLED_BY_NAME, Method, Metric
+from harness.space import SPATIAL_AXES, InputSpace
+from harness.study import Chosen
+from harness.subjects import Subject
+from harness.types import InputError
+
+NEEDS: dict[str, Callable[[Subject, Method], str]] = {
+    "claim": lambda _, method: "" if method.conserves else f"{method.name} makes no completeness claim",
+    "partner": lambda subject, _: (
+        "" if subject.source.train_partner else "the model has no recipe, so no partner trained on permuted labels"
+    ),
+    "image": lambda subject, _: "" if subject.space.kind == "image" else f"needs images, got a {subject.space.kind}",
+    "spatial": lambda subject, _: "" if SPATIAL_AXES[subject.space.kind] else "needs positions, got a table",
+}
+"""Name of a need -> why a subject and method lack it; empty if they do not."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (model, method, metric, block). The key says what its values depend on, the labels what it is called."""
+
+    key: str
+    model: str
+    model_seed: int
+    dataset: str
+    method: str
+    metric: str
+    block: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell with what it takes to compute it. `lacks` is why it is not applicable, or empty."""
+
+    cell: Cell
+    metric: Metric
+    options: dict[str, Any]
+    lacks: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tasks that share maps: one block of one subject, one method."""
+
+    subject: Subject
+    explainer: Explainer
+    tasks: tuple[Task, ...]
+
+    def case(self, *, seed: int, chunk: int) -> Case:
+        """What the metrics of this group see."""
+        subject = self.subject
+        return Case(
+            model=subject.source.model,
+            source=subject.source,
+            explainer=self.explainer,
+            x=subject.x,
+            target=subject.target,
+            samples=subject.samples,
+            space=subject.space,
+            seed=seed,
+            chunk=chunk,
+        )
+
+
+def plan(subjects: Sequence[Subject], methods: Sequence[Chosen], metrics: Sequence[Chosen], seed: int) -> list[Group]:
+    """All groups of cells, in the order in which they are computed.
+
+    Raises:
+        InputError: a named fill or baseline cannot be had in a subject's input space.
+    """
+    groups = []
+    for subject in subjects:
+        for index, block in enumerate(subject.blocks()):
+            for chosen in methods:
+                assert isinstance(chosen.entry, Method)
+                explainer = Explainer(chosen.entry, _named(chosen, subject.space))
+                tasks = tuple(_task(block, index, chosen, explainer, metric, seed) for metric in metrics)
+                groups.append(Group(block, explainer, tasks))
+    return groups
+
+
+def numerics(subject: Subject) -> tuple[str, str, str, str]:
+    """(device type, dtype, matmul precision, model form): what may change the last bits of a value."""
+    return subject.x.device.type, str(subject.x.dtype), torch.get_float32_matmul_precision(), "eager"
+
+
+def code_hash() -> str:
+    """A hash of our own source files, stored with every cell; not part of its key."""
+    packages = (catalogue.__file__, catalogue.methods.__file__, catalogue.metrics.__file__)
+    files = sorted(file for package in packages for file in Path(str(package)).parent.glob("*.py"))
+    return digest(*(file.read_bytes() for file in files))
+
+
+def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metric: Chosen, seed: int) -> Task:
+    assert isinstance(metric.entry, Metric)
+    options = _named(metric, block.space)
+    key = digest(
+        block.source.identity,
+        block.samples,
+        block.x,
+        block.target,
+        block.space,
+        (explainer.method.name, explainer.method.version, sorted(explainer.options.items())),
+        (metric.entry.name, metric.entry.version, sorted(options.items())),
+        seed,
+        numerics(block),
+    )
+    cell = Cell(key, block.label, block.source.model_seed, block.dataset, method.label, metric.label, index)
+    lacking = (NEEDS[need](block, explainer.method) for need in (*explainer.method.needs, *metric.entry.needs))
+    return Task(cell, metric.entry, options, next(filter(None, lacking), ""))
+
+
+def _named(chosen: Chosen, space: InputSpace) -> dict[str, Any]:
+    """The options, with fills and baselines that were not named taken from the input space.
+
+    Raises:
+        InputError: a named one cannot be had there.
+    """
+    options = dict(chosen.options)
+    for name in FILLED_BY_NAME:
+        if name in chosen.entry.options:
+            options.setdefault(name, space.default_fill)
+            reason = space.refusal(options[name])
+            if reason:
+                raise InputError(f"{chosen.label}: {name}: {reason}")
+    return options

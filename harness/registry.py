@@ -1,0 +1,224 @@
+"""The two registries: what can explain a model, and what can test an explanation.
+
+A method or metric is a plain function; the decorator records its claims beside it and returns it unchanged.
+Options are its keyword-only parameters. Those in `FILLED_BY_NAME` and `FILLED` are supplied by the harness.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+FILLED_BY_NAME = ("baseline", "fill")
+"""Options that a study gives by name ("black", "blur") and that the input space resolves."""
+
+FILLED = ("space", "background", "draws", "masks")
+"""Options that a study cannot give: the harness supplies the object."""
+
+
+class UnknownNameError(KeyError):
+    """A name that is not registered; the message lists the nearest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class OptionError(ValueError):
+    """An option that does not exist or has a value of the wrong type. `option` names it."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the names that `name` may have meant, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What both kinds of entries share. `function` is the registered function itself."""
+
+    name: str
+    function: Callable[..., Any]
+    family: str
+    version: int
+    needs: tuple[str, ...]
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The keyword-only parameters of the function, filled ones included."""
+        signature = inspect.signature(self.function, eval_str=True)
+        return {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    @cached_property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The options that a study may set."""
+        return {name: p for name, p in self.parameters.items() if name not in FILLED}
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @cached_property
+    def _schema(self) -> type[BaseModel]:
+        fields: dict[str, Any] = {
+            name: (str, "") if name in FILLED_BY_NAME else (p.annotation, p.default) for name, p in self.options.items()
+        }
+        config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+        return create_model(self.name, __config__=config, **fields)
+
+    def accepts_list(self, option: str) -> bool:
+        """Whether a list is a value of this option (it then does not expand into several entries)."""
+        annotation = str(self.options[option].annotation) if option in self.options else ""
+        return option not in FILLED_BY_NAME and any(kind in annotation for kind in ("list", "tuple", "Sequence"))
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the given options against the signature and add the defaults.
+
+        A named fill that is not given stays absent: its default depends on the input space.
+
+        Raises:
+            OptionError: an unknown option, or a value of the wrong type.
+        """
+        for option in given:
+            if option not in self.options:
+                raise OptionError(option, f"{self.name} has no option {option!r}; {nearest(option, self.options)}")
+        try:
+            checked = self._schema(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = str(first["loc"][0])
+            wanted = getattr(self.options[option].annotation, "__name__", str(self.options[option].annotation))
+            message = f"{self.name}: option {option!r} expects {wanted}, got {first['input']!r}: {first['msg']}"
+            raise OptionError(option, message) from None
+        values = {name: getattr(checked, name) for name in self.options}
+        return {name: value for name, value in values.items() if name not in FILLED_BY_NAME or value != ""}
+
+
+@dataclass(frozen=True)
+class Method(Entry):
+    """An attribution method with its claims.
+
+    Attributes:
+        cite: a key of references.bib, empty for controls.
+        conserves: what the map sums to by the method's own claim: the explained output, the output's
+            difference to the baseline's, or nothing.
+        stochastic: whether a new call gives a new map.
+        expected: for controls, the verdict that each named metric must reach.
+    """
+
+    cite: str = ""
+    conserves: Literal["output", "difference"] | None = None
+    stochastic: bool = False
+    expected: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric(Entry):
+    """A test of explanations.
+
+    Attributes:
+        direction: whether higher or lower values of the headline are better; None for descriptors.
+        headline: the measure that stands for the metric in a wide table.
+        summary_statistic: how its samples are summarised there; the median where tails are long.
+    """
+
+    direction: Literal["higher", "lower"] | None = None
+    headline: str = ""
+    summary_statistic: Literal["mean", "median"] = "mean"
+
+
+E = TypeVar("E", bound=Entry)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Mapping[str, E], Generic[E]):
+    """Names to entries; a collision or an unknown name is an error that says what to do."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, E] = {}
+
+    def add(self, entry: E) -> None:
+        """Register an entry.
+
+        Raises:
+            ValueError: another function has this name.
+        """
+        existing = self._entries.get(entry.name)
+        if existing and _origin(existing.function) != _origin(entry.function):
+            places = f"{_origin(existing.function)} and {_origin(entry.function)}"
+            raise ValueError(f"two {self.kind}s are called {entry.name!r}: {places}; rename one of the functions")
+        self._entries[entry.name] = entry
+
+    def __getitem__(self, name: str) -> E:
+        if name not in self._entries:
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; {nearest(name, self)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+METHODS: Registry[Method] = Registry("method")
+METRICS: Registry[Metric] = Registry("metric")
+
+
+def _origin(function: Callable[..., Any]) -> str:
+    code = inspect.unwrap(function).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def method(
+    *,
+    family: str,
+    cite: str = "",
+    version: int = 1,
+    conserves: Literal["output", "difference"] | None = None,
+    stochastic: bool = False,
+    needs: tuple[str, ...] = (),
+    expected: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Register `f(model, x, target, *, <options>) -> maps` under its own name; see `Method` for the claims."""
+
+    def register(function: F) -> F:
+        entry = Method(function.__name__, function, family, version, needs, cite, conserves, stochastic, expected or {})
+        if stochastic != ("draws" in entry.parameters):
+            raise TypeError(f"{entry.name}: stochastic={stochastic}, but an option 'draws' says otherwise")
+        METHODS.add(entry)
+        return function
+
+    return register
+
+
+def metric(
+    *,
+    family: str,
+    direction: Literal["higher", "lower"] | None,
+    headline: str,
+    version: int = 1,
+    needs: tuple[str, ...] = (),
+    summary_statistic: Literal["mean", "median"] = "mean",
+) -> Callable[[F], F]:
+    """Register a generator `m(case, *, <options>) -> Iterator[Score]` under its own name; see `Metric`."""
+
+    def register(function: F) -> F:
+        METRICS.add(Metric(function.__name__, function, family, version, needs, direction, headline, summary_statistic))
+        return function
+
+    return register

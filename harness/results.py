@@ -1,0 +1,113 @@
+"""Results: the rows of a run and everything that is read from them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from harness import tables
+from harness.plan import Cell
+from harness.registry import UnknownNameError, nearest
+from harness.rows import LABELS, RECORDS
+from harness.store import Folder, Store
+from harness.types import InputError
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study gave: `records`, `cells` and `failures` as data frames, and tables as views of them.
+
+    Attributes:
+        manifest: the resolved study and the circumstances of the run.
+        planned: the cells of the study.
+        store: where they are.
+    """
+
+    manifest: Mapping[str, Any]
+    planned: tuple[Cell, ...]
+    store: Store
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Results":
+        """The results in a run folder, finished or not.
+
+        Raises:
+            InputError: there is no run in this folder.
+        """
+        folder = Folder(Path(path))
+        found = folder.read_manifest()
+        if found is None:
+            raise InputError(f"no run in {str(path)!r}: there is no manifest.json (runs are in results/<study>)")
+        manifest, cells = found
+        return cls(manifest, tuple(cells), folder)
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """One row for each number: the columns of `harness.rows.RECORDS`, text as categories."""
+        parts = []
+        for cell in self.planned:
+            part = self.store.part(cell)
+            if part is None or part.rows.num_rows == 0:
+                continue
+            size = part.rows.num_rows
+            labels = {
+                "study": self.manifest["study"]["name"],
+                "run": self.manifest["run"],
+                "cell": cell.key,
+                **{name: getattr(cell, name) for name in (*LABELS[3:], "method", "metric")},
+            }
+            columns = {name: _constant(value, size) for name, value in labels.items()}
+            columns |= {name: part.rows[name] for name in part.rows.column_names}
+            parts.append(pa.table({name: columns[name] for name in RECORDS}))
+        if not parts:
+            return pd.DataFrame(columns=list(RECORDS))
+        frame: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
+        return frame
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row for each planned cell: labels, status, options, versions, passes, time, device."""
+        rows = []
+        for cell in self.planned:
+            info = self.store.info(cell)
+            state = info or {"status": "failed" if self.store.failure(cell) else "missing"}
+            rows.append({**asdict(cell), **state})
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def failures(self) -> pd.DataFrame:
+        """One row for each failed cell, with the error and its traceback."""
+        rows = [{**asdict(cell), **failure} for cell in self.planned if (failure := self.store.failure(cell))]
+        columns = [*(f for f in Cell.__dataclass_fields__), "error", "traceback"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def stale(self) -> list[str]:
+        """The keys of finished cells in the folder that the study no longer names."""
+        return self.store.stale({cell.key for cell in self.planned})
+
+    def table(self, name: str = "leaderboard") -> pd.DataFrame:
+        """A view of the rows by name; see `harness.tables.TABLES`. Computed once.
+
+        Raises:
+            UnknownNameError: there is no such table.
+        """
+        if name not in self._tables:
+            if name not in tables.TABLES:
+                raise UnknownNameError(f"unknown table {name!r}; {nearest(name, tables.TABLES)}")
+            self._tables[name] = tables.TABLES[name](self)
+        return self._tables[name]
+
+    @cached_property
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+
+def _constant(value: str | int, size: int) -> pa.Array:
+    if isinstance(value, int):
+        return pa.array([value] * size, pa.int64())
+    return pa.DictionaryArray.from_arrays(pa.array([0] * size, pa.int64()), pa.array([value]))

@@ -1,0 +1,132 @@
+"""Scores to rows: the one place where they are checked and take their columns."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from harness.types import Score
+
+LABELS = ("study", "run", "cell", "model", "model_seed", "dataset")
+CELL_LABELS = ("method", "metric")
+TEXT = ("measure", "channels", "sign", "normalization", "role", "mode", "stage")
+NUMBERS = {"stage_index": pa.int64(), "step": pa.float64(), "draw": pa.int64()}
+
+RECORDS = (
+    *LABELS,
+    "sample",
+    "target",
+    *CELL_LABELS,
+    *TEXT,
+    *NUMBERS,
+    "value",
+    "reason",
+)
+"""The columns of `Results.records`, in order."""
+
+
+def rows_of(scores: Iterable[Score], samples: Sequence[str], target: Int[Tensor, " n"]) -> pa.Table:
+    """One row for each sample and score; a score about the model (0-d) gives one row without a sample.
+
+    Holds every column of `RECORDS` that is not a label of the cell: labels belong to the study that reads the
+    rows, not to the rows.
+
+    Raises:
+        ValueError: a score of the wrong shape, an infinite value, a NaN without a reason, a reason without a NaN
+            or a sample with two reasons. The message names the measure and the sample.
+    """
+    listed = list(scores)
+    values = [score.values.detach().double() for score in listed]
+    for score, column in zip(listed, values, strict=True):
+        if column.shape not in ((), (len(samples),)):
+            raise ValueError(
+                f"{_name(score)}: expected values of shape [{len(samples)}] or [], got {list(column.shape)}"
+            )
+    flat = torch.cat([column.reshape(-1) for column in values]) if values else torch.zeros(0)
+    counts = np.array([column.numel() for column in values], dtype=np.int64)
+    # One transfer for all values: a round trip for each score would cost more than computing it.
+    value = flat.cpu().numpy()
+    reasons, reason_codes = _reasons(listed, counts, value, samples)
+
+    def text(field: str) -> pa.Array:
+        return _dictionary([getattr(score, field) for score in listed], counts)
+
+    whole = counts == len(samples) if len(samples) != 1 else np.array([v.ndim == 1 for v in values], dtype=bool)
+    positions = np.concatenate(
+        [np.arange(len(samples)) if w else np.array([-1]) for w in whole] or [np.zeros(0)]
+    ).astype(np.int64)
+    missing = positions < 0
+    columns = {
+        "sample": pa.DictionaryArray.from_arrays(
+            pa.array(positions, mask=missing), pa.array(list(samples), pa.string())
+        ),
+        "target": pa.array(target.cpu().numpy()[np.maximum(positions, 0)], mask=missing),
+        **{field: text(field) for field in TEXT},
+        **{
+            field: pa.array(np.repeat([_number(getattr(s, field)) for s in listed], counts), kind, from_pandas=True)
+            if listed
+            else pa.array([], kind)
+            for field, kind in NUMBERS.items()
+        },
+        "value": pa.array(value),
+        "reason": pa.DictionaryArray.from_arrays(
+            pa.array(reason_codes, mask=reason_codes < 0), pa.array(reasons, pa.string())
+        ),
+    }
+    return pa.table(columns)
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _dictionary(values: Sequence[str | None], counts: np.ndarray) -> pa.Array:
+    names = sorted({value for value in values if value is not None})
+    codes = np.repeat(np.array([-1 if v is None else names.index(v) for v in values], dtype=np.int64), counts)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(names, pa.string()))
+
+
+def _reasons(
+    scores: Sequence[Score], counts: np.ndarray, value: np.ndarray, samples: Sequence[str]
+) -> tuple[list[str], np.ndarray]:
+    """The reasons met, and the code of each row's reason (-1 for none), checked against the values.
+
+    Raises:
+        ValueError: values and reasons do not fit each other.
+    """
+    names: list[str] = []
+    codes = np.full(len(value), -1, dtype=np.int64)
+    ends = np.cumsum(counts)
+    for score, start, end in zip(scores, ends - counts, ends, strict=True):
+        part = codes[start:end]
+        for reason, where in score.undefined.items():
+            marked = where.detach().cpu().numpy().reshape(-1)
+            if marked.shape != part.shape:
+                raise ValueError(f"{_name(score)}: the reason {reason!r} has another shape than the values")
+            if (marked & (part >= 0)).any():
+                sample = _sample(samples, marked & (part >= 0))
+                raise ValueError(f"{_name(score)}: sample {sample} has two reasons, one is {reason!r}")
+            if reason not in names:
+                names.append(reason)
+            part[marked] = names.index(reason)
+        column = value[start:end]
+        for problem, where in (
+            ("is infinite", np.isinf(column)),
+            ("is NaN without a reason", np.isnan(column) & (part < 0)),
+            ("has a reason but a value", ~np.isnan(column) & (part >= 0)),
+        ):
+            if where.any():
+                raise ValueError(f"{_name(score)}: the value of sample {_sample(samples, where)} {problem}")
+    return names, codes
+
+
+def _name(score: Score) -> str:
+    place = [str(part) for part in (score.role, score.mode, score.stage, score.step, score.draw) if part is not None]
+    return f"score {score.measure!r} ({', '.join(place)})"
+
+
+def _sample(samples: Sequence[str], where: np.ndarray) -> str:
+    return repr(samples[int(np.argmax(where))]) if len(where) == len(samples) else "of the model"

@@ -1,0 +1,120 @@
+"""What the numbers of an input mean, so that fills and baselines are named by their meaning.
+
+Zero in normalised units is the mean colour, not black: a fill is therefore named in pixel space and
+converted by the model's own normalization.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from harness.random import Draws
+from harness.registry import nearest
+from harness.types import InputError
+
+Kind = Literal["image", "signal", "table"]
+
+LEVELS = {"black": 0.0, "grey": 0.5, "white": 1.0}
+"""Fills that are a fixed fraction of the valid range, from its low end to its high end."""
+
+NEEDS_BOX = (*LEVELS, "mean", "noise")
+SPATIAL_AXES = {"image": 2, "signal": 1, "table": 0}
+BLUR_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """How a model's input relates to what a person would call its pixels: `x = (pixel - mean) / std`.
+
+    Attributes:
+        kind: image [n,c,h,w], signal [n,c,t] or table [n,f].
+        mean: mean of each channel in pixel units; None if nothing is declared.
+        std: its standard deviation in pixel units; None if nothing is declared.
+        low: the smallest valid pixel value.
+        high: the largest valid pixel value.
+    """
+
+    kind: Kind
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    low: float = 0.0
+    high: float = 1.0
+
+    @classmethod
+    def undeclared(cls, x: Float[Tensor, "n ..."]) -> "InputSpace":
+        """The space of inputs of which only the shape is known.
+
+        Raises:
+            InputError: not 2, 3 or 4 axes.
+        """
+        kinds: dict[int, Kind] = {4: "image", 3: "signal", 2: "table"}
+        if x.ndim not in kinds:
+            raise InputError(f"expected x of shape [n,c,h,w], [n,c,t] or [n,f], got {list(x.shape)}")
+        return cls(kinds[x.ndim])
+
+    @property
+    def default_fill(self) -> str:
+        """The fill and baseline that is taken where none is named."""
+        return "black" if self.mean is not None and self.kind == "image" else "zero"
+
+    @property
+    def fills(self) -> tuple[str, ...]:
+        """The names that `fill` knows here."""
+        return tuple(name for name in (*NEEDS_BOX, "zero", "blur") if not self.refusal(name))
+
+    def refusal(self, name: str) -> str:
+        """Why a fill cannot be had here; empty if it can."""
+        known = (*NEEDS_BOX, "zero", "blur")
+        if name not in known:
+            return f"unknown fill {name!r}; {nearest(name, known)}"
+        if name in NEEDS_BOX and self.mean is None:
+            return (
+                f"fill {name!r} needs the pixel space, and none is declared: pass "
+                "space=InputSpace(kind, mean=..., std=...), or use one of: zero, blur"
+            )
+        if name == "blur" and self.kind == "table":
+            return "fill 'blur' needs neighbours, and a table has none: use one of: mean, zero"
+        return ""
+
+    def fill(self, name: str, x: Float[Tensor, "n *shape"], draws: Draws, draw: int = 0) -> Float[Tensor, "n *shape"]:
+        """What stands in the place of what is removed, in the units of the model's input.
+
+        `black`, `grey`, `white`: low end, middle and high end of the valid range. `mean`: the mean of the
+        normalization. `noise`: uniform in the valid range, keyed by the sample. `blur`: the sample itself under
+        a Gaussian whose standard deviation is a tenth of its longest side. `zero`: zero in the model's own units.
+
+        Raises:
+            InputError: the fill is unknown or needs what is not declared.
+        """
+        reason = self.refusal(name)
+        if reason:
+            raise InputError(reason)
+        if name == "zero":
+            return torch.zeros_like(x)
+        if name == "blur":
+            return self._blur(x)
+        if name == "mean":
+            pixel = self._per_channel(self.mean, x)
+        elif name == "noise":
+            uniform = draws.uniform(*x.shape[1:], draw=draw).to(x.dtype)
+            pixel = self.low + (self.high - self.low) * uniform
+        else:
+            pixel = torch.full_like(x, self.low + (self.high - self.low) * LEVELS[name])
+        return ((pixel - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)).expand_as(x)
+
+    def _per_channel(self, values: tuple[float, ...] | None, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "..."]:
+        tensor = torch.tensor(values, dtype=x.dtype, device=x.device)
+        return tensor.view(-1, *(1,) * SPATIAL_AXES[self.kind])
+
+    def _blur(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        signal = self.kind == "signal"
+        image = x.unsqueeze(-2) if signal else x
+        sigma = BLUR_FRACTION * max(image.shape[-2:])
+        # Reflection needs a radius below the side, and a signal has no second axis to blur along.
+        width, height = (2 * min(round(3 * sigma), side - 1) + 1 for side in (image.shape[-1], image.shape[-2]))
+        blurred = gaussian_blur(image, [width, height], [sigma, sigma])
+        return blurred.squeeze(-2) if signal else blurred

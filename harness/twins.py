@@ -1,0 +1,59 @@
+"""Twins: randomly initialized networks of the same architecture."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from harness.random import seed_of, torch_seeded
+
+
+def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: object) -> nn.Module:
+    """A network like `model` with parameters drawn anew; a function of the key and the architecture alone.
+
+    From the constructor where there is one. Otherwise each module of a copy re-draws its parameters by its
+    own `reset_parameters`; parameters of modules without one are shuffled within the tensor.
+    """
+    with torch_seeded("twin", *key):
+        twin = build() if build else _redrawn(model)
+    reference = next(iter(model.parameters()), None)
+    twin = twin.to(reference) if reference is not None else twin
+    return twin.eval()
+
+
+def twin_note(model: nn.Module, build: Callable[[], nn.Module] | None) -> str:
+    """How twins of this model come about, for the record."""
+    if build:
+        return "twins by constructor"
+    shuffled = [name for name, module in model.named_modules() if _own(module) and not _reset(module)]
+    names = ", ".join(name or "the network's own" for name in shuffled)
+    return "twins by reset_parameters" + (f"; shuffled within the tensor: {names}" if shuffled else "")
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))
+
+
+def _reset(module: nn.Module) -> Callable[[], None] | None:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+
+
+def _redrawn(model: nn.Module) -> nn.Module:
+    # On the CPU, where the generator is the same on every machine.
+    twin = copy.deepcopy(model).cpu()
+    for module in twin.modules():
+        reset = _reset(module) if _own(module) else None
+        if reset:
+            reset()
+            continue
+        for parameter in _own(module):
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            order = torch.randperm(parameter.numel(), generator=generator)
+            parameter.data.copy_(parameter.data.flatten()[order].view_as(parameter))
+    return twin
+
+
+def architecture_of(model: nn.Module) -> int:
+    """A hash of names and shapes: networks that differ only in their weights share their twins."""
+    return seed_of("architecture", [(name, tuple(p.shape)) for name, p in model.named_parameters()])

@@ -1,0 +1,55 @@
+"""The small shared vocabulary: scores, and the two ways in which a cell can end without them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Role = Literal["test", "floor_shift", "floor_random", "floor_other", "ceiling_rerun", "ceiling_retrain"]
+"""What a row is for: the test itself, a level that chance would give, or the best that could be reached."""
+
+Mode = Literal["top_down", "bottom_up", "independent", "full", "most_first", "least_first", "random"]
+"""How a network was randomized, or in which order an input was perturbed."""
+
+
+class NotApplicableError(Exception):
+    """The method or metric makes no claim here; the message is the recorded reason. Not a failure."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; nothing was computed. The message says what, where and what instead."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One named number for each sample (`values` of shape [n]), or one about the model (0-d).
+
+    Attributes:
+        measure: what the number is, a standard term in full.
+        values: the numbers; NaN exactly where `undefined` gives a reason.
+        undefined: reason -> the samples it holds for. No sample has two reasons.
+        channels: how the channels of the maps were reduced (`sum`, `abs_sum`).
+        sign: whether the sign of the maps counted (`signed`, `absolute`).
+        normalization: what was done to the maps before comparing them.
+        role: see `Role`.
+        mode: see `Mode`.
+        stage: the block down to which the network was randomized, `trained` or `all`.
+        stage_index: its position, 0 for the trained network.
+        step: the fraction removed.
+        draw: the realisation of randomness.
+    """
+
+    measure: str
+    values: Float[Tensor, "*n"]
+    undefined: Mapping[str, Bool[Tensor, "*n"]] = field(default_factory=dict)
+    channels: str | None = None
+    sign: str | None = None
+    normalization: str | None = None
+    role: Role = "test"
+    mode: Mode | None = None
+    stage: str | None = None
+    stage_index: int | None = None
+    step: float | None = None
+    draw: int | None = None

@@ -1,0 +1,64 @@
+"""Randomized versions of a trained network, block by block. The trained network is never written to."""
+
+import copy
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from harness.case import Block, Case
+
+BatchNormPolicy = Literal["keep", "reset", "recalibrate"]
+BATCH = 256
+
+
+def top_down(case: Case, draw: int, batch_norm: BatchNormPolicy) -> Iterator[tuple[int, str, nn.Module]]:
+    """Stage k: the last k blocks hold the twin's parameters, the others the trained ones.
+
+    Yields:
+        (k, name of the block that was randomized last, network). The last stage is fully randomized. The network
+        is good until the next one is asked for.
+    """
+    twin = case.twin(draw)
+    current = copy.deepcopy(case.model)
+    for index, block in enumerate(reversed(case.source.blocks), 1):
+        _copy(block, twin, current, batch_norm)
+        yield index, block.name, _settled(case, current, batch_norm)
+
+
+def full(case: Case, draw: int, batch_norm: BatchNormPolicy) -> nn.Module:
+    """Every block holds the twin's parameters."""
+    twin = case.twin(draw)
+    current = copy.deepcopy(case.model)
+    for block in case.source.blocks:
+        _copy(block, twin, current, batch_norm)
+    return _settled(case, current, batch_norm)
+
+
+def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNormPolicy) -> None:
+    names = block.parameters if batch_norm == "keep" else (*block.parameters, *block.buffers)
+    theirs = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+    ours = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name in names:
+            ours[name].copy_(theirs[name])
+
+
+def _settled(case: Case, model: nn.Module, batch_norm: BatchNormPolicy) -> nn.Module:
+    """The network, with batch-norm statistics that fit its new activations if the policy says so."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if batch_norm == "recalibrate" and norms:
+        momenta = [module.momentum for module in norms]
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None  # the plain average over all batches
+            module.train()
+        with torch.no_grad():
+            for inputs in case.source.calibration.split(BATCH):
+                model(inputs)
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+            module.eval()
+    return model
