@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from harness.pictures import Cascade, read_cascade
 from harness.statistics import mean_interval
-from harness.tables import matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,17 +92,12 @@ def draw_curves(curves: pd.DataFrame, model: str) -> Figure:
 
 
 def _curve(axis: "Axes", points: pd.DataFrame, colour: str, style: object, label: str) -> None:
-    steps: list[float] = []
-    intervals = []
-    for _, group in points.groupby("step"):
-        if group["value"].notna().any():
-            steps.append(group["step"].iloc[0])
-            intervals.append(mean_interval(matrix(group)))
-    if steps:
-        axis.plot(steps, [i.value for i in intervals], color=colour, linestyle=style, lw=1.4, label=label)
-        axis.fill_between(
-            steps, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.12, lw=0
-        )
+    wide = points.pivot(index="sample", columns="step", values="value").dropna(axis=1, how="all")
+    intervals = [mean_interval(column[:, None]) for column in wide.to_numpy().T]
+    if intervals:
+        axis.plot(wide.columns, [i.value for i in intervals], color=colour, linestyle=style, lw=1.4, label=label)
+        low, high = [i.low for i in intervals], [i.high for i in intervals]
+        axis.fill_between(wide.columns, low, high, color=colour, alpha=0.12, lw=0)
 
 
 def _show(axis: "Axes", values: np.ndarray) -> None:

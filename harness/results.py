@@ -69,6 +69,11 @@ class Results:
         return frame
 
     @cached_property
+    def scalars(self) -> pd.DataFrame:
+        """The records that are not points of a curve."""
+        return self.records[self.records["step"].isna()]
+
+    @cached_property
     def cells(self) -> pd.DataFrame:
         """One row for each planned cell: labels, status, options, versions, passes, time, device."""
         rows = []

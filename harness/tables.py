@@ -30,7 +30,7 @@ GROUP = [
 def summary(results: "Results") -> pd.DataFrame:
     """One row for each number that is not a point of a curve: mean with its interval, median, what is undefined."""
     rows = []
-    for labels, group in _groups(_scalars(results), GROUP):
+    for labels, group in _groups(results.scalars, GROUP):
         values = matrix(group)
         rows.append(
             {
@@ -48,7 +48,12 @@ def summary(results: "Results") -> pd.DataFrame:
 
 def headlines(results: "Results") -> pd.DataFrame:
     """One row for each model, method and metric: the metric's headline with its interval, and its status."""
-    records, rows = _scalars(results), []
+    records, rows = results.scalars, []
+    records = records[
+        (records["role"] == "test")
+        & (records["mode"].isna() | (records["mode"] == "full"))
+        & (records["sign"].isna() | (records["sign"] == "signed"))
+    ]
     by_cell = dict(list(records.groupby(["model", "method", "metric"], observed=True)))
     for labels, cells in _groups(results.cells, ["model", "method", "metric"]):
         status = next((s for s in ("failed", "missing", "not_applicable") if s in set(cells["status"])), "done")
@@ -56,12 +61,7 @@ def headlines(results: "Results") -> pd.DataFrame:
         if status == "done":
             info = cells.iloc[0]
             group = by_cell.get(tuple(labels.values()), records.iloc[:0])
-            group = group[
-                (group["measure"] == info["headline"])
-                & (group["role"] == "test")
-                & (group["mode"].isna() | (group["mode"] == "full"))
-                & (group["sign"].isna() | (group["sign"] == "signed"))
-            ]
+            group = group[group["measure"] == info["headline"]]
             values = matrix(group)
             median = info["summary_statistic"] == "median"
             row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
@@ -88,7 +88,7 @@ def headlines(results: "Results") -> pd.DataFrame:
 
 def verdicts(results: "Results") -> pd.DataFrame:
     """One row for each model, method and randomization test: what survives full randomization, and the verdict."""
-    records = results.records
+    records = results.scalars
     rows: list[dict[str, Any]] = []
     cells = results.cells
     if "metric_function" not in cells:
@@ -134,7 +134,7 @@ def verdicts(results: "Results") -> pd.DataFrame:
 
 def cascade(results: "Results") -> pd.DataFrame:
     """Signed Spearman correlation with the trained network's map, stage by stage from the output down."""
-    records = _scalars(results)
+    records = results.scalars
     records = records[
         (records["mode"] == "top_down") & (records["measure"] == "spearman") & (records["sign"] == "signed")
     ]
@@ -214,11 +214,6 @@ def matrix(group: pd.DataFrame) -> np.ndarray:
     values = np.full((samples.max() + 1, draws.max() + 1), np.nan)
     values[samples, draws] = group["value"]
     return values
-
-
-def _scalars(results: "Results") -> pd.DataFrame:
-    records = results.records
-    return records[records["step"].isna()]
 
 
 def _groups(frame: pd.DataFrame, columns: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
