@@ -16,7 +16,7 @@ from harness.catalogue import METHODS, METRICS
 from harness.engine import execute
 from harness.figures import write_figures
 from harness.pictures import cascade_maps
-from harness.plan import Group, code_hash, plan
+from harness.plan import Group, code_hash, lacking, plan
 from harness.progress import silent
 from harness.results import Results
 from harness.space import InputSpace
@@ -25,7 +25,7 @@ from harness.study import Chosen, Resolved, choose, load_study
 from harness.subjects import Target, subject_of_entry, subject_of_tensors
 from harness.tables import write_tables
 from harness.training import Progress
-from harness.types import InputError
+from harness.types import InputError, NotApplicableError
 
 CHUNK = 64
 RESULTS = Path("results")
@@ -147,11 +147,15 @@ def explain(
 
     Raises:
         InputError: the model, the samples, the method or its options are wrong.
+        NotApplicableError: the method does not apply to this model or input; says why.
     """
     _positive("chunk", chunk)
     chosen = choose(METHODS, [{"method": method, **options}], "methods")
     subject = subject_of_tensors(model, x, None, space=space, seed=seed, build=None, target=target)
     groups = plan([subject], chosen, [], seed)
+    reason = lacking(subject, groups[0].explainer.method)
+    if reason:
+        raise NotApplicableError(reason)
     return torch.cat([group.case(seed=seed, chunk=chunk).maps for group in groups])
 
 

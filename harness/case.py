@@ -1,10 +1,11 @@
 """What a metric sees: one model, one block of samples, one method."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -42,20 +43,25 @@ class Partner:
     invalid: str
 
 
-class Source(Protocol):
-    """Where a model comes from: what a metric may ask for beyond the model itself."""
+class Source(ABC):
+    """Where a model comes from: what a metric may ask for beyond the model itself.
+
+    Attributes:
+        calibration: inputs to re-estimate batch-norm statistics with.
+    """
+
+    calibration: Float[Tensor, "m ..."]
 
     @property
+    @abstractmethod
     def blocks(self) -> Sequence[Block]:
         """The blocks of the network in execution order; together they hold every parameter."""
 
-    @property
-    def calibration(self) -> Float[Tensor, "m ..."]:
-        """Inputs to re-estimate batch-norm statistics with."""
-
+    @abstractmethod
     def twin(self, draw: int) -> nn.Module:
         """A randomly initialized network of the same architecture."""
 
+    @abstractmethod
     def partner(self) -> Partner:
         """The same network trained on permuted labels."""
 

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from harness.blocks import blocks_of
-from harness.case import Block, Partner
+from harness.case import Block, Partner, Source
 from harness.data import Dataset, digest, load_data
 from harness.networks import MnistCNN
 from harness.random import Draws
@@ -65,7 +65,7 @@ def model_source(name: str) -> ModelSource:
 
 
 @dataclass
-class LoadedModel:
+class LoadedModel(Source):
     """A trained network on its device, with its twins, partner and blocks (`harness.case.Source`).
 
     Attributes:

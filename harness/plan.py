@@ -17,7 +17,7 @@ from harness.subjects import Subject
 from harness.types import InputError
 
 NEEDS: dict[str, Callable[[Subject, Method], str]] = {
-    "claim": lambda _, method: "" if method.conserves else f"{method.name} makes no completeness claim",
+    "claim": lambda _, method: "" if method.conserves else "makes no completeness claim",
     "partner": lambda subject, _: (
         "" if subject.source.train_partner else "the model has no recipe, so no partner trained on permuted labels"
     ),
@@ -91,6 +91,12 @@ def plan(subjects: Sequence[Subject], methods: Sequence[Chosen], metrics: Sequen
     return groups
 
 
+def lacking(subject: Subject, method: Method, needs: tuple[str, ...] = ()) -> str:
+    """Why a method, and a metric with these needs, do not apply to a subject; empty if they do."""
+    reasons = (NEEDS[need](subject, method) for need in (*method.needs, *needs))
+    return next((f"{method.name}: {reason}" for reason in reasons if reason), "")
+
+
 def numerics(subject: Subject) -> tuple[str, str, str, str]:
     """(device type, dtype, matmul precision, model form): what may change the last bits of a value."""
     return subject.x.device.type, str(subject.x.dtype), torch.get_float32_matmul_precision(), "eager"
@@ -118,8 +124,7 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
         numerics(block),
     )
     cell = Cell(key, block.label, block.source.model_seed, block.dataset, method.label, metric.label, index)
-    lacking = (NEEDS[need](block, explainer.method) for need in (*explainer.method.needs, *metric.entry.needs))
-    return Task(cell, metric.entry, options, next(filter(None, lacking), ""))
+    return Task(cell, metric.entry, options, lacking(block, explainer.method, metric.entry.needs))
 
 
 def _named(chosen: Chosen, space: InputSpace) -> dict[str, Any]:

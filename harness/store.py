@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ class Part:
     info: Mapping[str, Any]
 
 
+@runtime_checkable
 class Store(Protocol):
     """What the engine needs of a place for results."""
 

@@ -1,0 +1,20 @@
+"""Fixtures, and one cache for trained networks: its keys hold everything that they depend on."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Linear
+
+os.environ.setdefault("ATTRIBUTION_HARNESS_CACHE", str(Path(__file__).parents[1] / ".cache"))
+
+
+@pytest.fixture
+def linear_image():
+    """A linear model on 2 x 6 x 6 images with 5 classes, float64: (model, weight [classes, 2, 6, 6], x, target)."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 2 * 6 * 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(7, 2, 6, 6, generator=generator, dtype=torch.float64)
+    model = Linear(weight, torch.randn(5, generator=generator, dtype=torch.float64)).eval()
+    return model, weight.view(5, 2, 6, 6), x, torch.arange(7) % 5
