@@ -45,7 +45,7 @@ def rows_of(scores: Iterable[Score], samples: Sequence[str], target: Int[Tensor,
             raise ValueError(
                 f"{_name(score)}: expected values of shape [{len(samples)}] or [], got {list(column.shape)}"
             )
-    flat = torch.cat([column.reshape(-1) for column in values]) if values else torch.zeros(0)
+    flat = torch.cat([column.reshape(-1) for column in values]) if values else torch.zeros(0, dtype=torch.float64)
     counts = np.array([column.numel() for column in values], dtype=np.int64)
     # One transfer for all values: a round trip for each score would cost more than computing it.
     value = flat.cpu().numpy()
@@ -54,39 +54,35 @@ def rows_of(scores: Iterable[Score], samples: Sequence[str], target: Int[Tensor,
     def text(field: str) -> pa.Array:
         return _dictionary([getattr(score, field) for score in listed], counts)
 
-    whole = counts == len(samples) if len(samples) != 1 else np.array([v.ndim == 1 for v in values], dtype=bool)
-    positions = np.concatenate(
-        [np.arange(len(samples)) if w else np.array([-1]) for w in whole] or [np.zeros(0)]
-    ).astype(np.int64)
-    missing = positions < 0
-    columns = {
-        "sample": pa.DictionaryArray.from_arrays(
-            pa.array(positions, mask=missing), pa.array(list(samples), pa.string())
-        ),
-        "target": pa.array(target.cpu().numpy()[np.maximum(positions, 0)], mask=missing),
-        **{field: text(field) for field in TEXT},
-        **{
-            field: pa.array(np.repeat([_number(getattr(s, field)) for s in listed], counts), kind, from_pandas=True)
-            if listed
-            else pa.array([], kind)
-            for field, kind in NUMBERS.items()
-        },
-        "value": pa.array(value),
-        "reason": pa.DictionaryArray.from_arrays(
-            pa.array(reason_codes, mask=reason_codes < 0), pa.array(reasons, pa.string())
-        ),
-    }
-    return pa.table(columns)
+    def number(field: str) -> pa.Array:
+        column = np.array([getattr(score, field) for score in listed], dtype=np.float64)
+        return pa.array(np.repeat(column, counts), NUMBERS[field], from_pandas=True)
+
+    about_samples = [column.ndim == 1 for column in values]
+    positions = [np.arange(len(samples)) if each else np.array([-1]) for each in about_samples]
+    position = np.concatenate([np.zeros(0, dtype=np.int64), *positions])
+    missing = position < 0
+    return pa.table(
+        {
+            "sample": _coded(position, samples),
+            "target": pa.array(target.cpu().numpy()[np.maximum(position, 0)], mask=missing),
+            **{field: text(field) for field in TEXT},
+            **{field: number(field) for field in NUMBERS},
+            "value": pa.array(value),
+            "reason": _coded(reason_codes, reasons),
+        }
+    )
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
+def _coded(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
+    """Text by its codes; a negative code is missing."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(list(names), pa.string()))
 
 
 def _dictionary(values: Sequence[str | None], counts: np.ndarray) -> pa.Array:
     names = sorted({value for value in values if value is not None})
-    codes = np.repeat(np.array([-1 if v is None else names.index(v) for v in values], dtype=np.int64), counts)
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(names, pa.string()))
+    codes = np.array([-1 if value is None else names.index(value) for value in values], dtype=np.int64)
+    return _coded(np.repeat(codes, counts), names)
 
 
 def _reasons(

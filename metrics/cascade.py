@@ -1,7 +1,7 @@
 """Randomized versions of a trained network, block by block. The trained network is never written to."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -21,20 +21,19 @@ def top_down(case: Case, draw: int, batch_norm: BatchNormPolicy) -> Iterator[tup
         (k, name of the block that was randomized last, network). The last stage is fully randomized. The network
         is good until the next one is asked for.
     """
-    twin = case.twin(draw)
-    current = copy.deepcopy(case.model)
-    for index, block in enumerate(reversed(case.source.blocks), 1):
-        _copy(block, twin, current, batch_norm)
-        yield index, block.name, _settled(case, current, batch_norm)
+    twin, current = case.twin(draw), copy.deepcopy(case.model)
+    blocks = case.source.blocks
+    for index in range(1, len(blocks) + 1):
+        _copy(blocks[-index], twin, current, batch_norm)
+        yield index, blocks[-index].name, _settled(case, current, blocks[-index:], batch_norm)
 
 
 def full(case: Case, draw: int, batch_norm: BatchNormPolicy) -> nn.Module:
     """Every block holds the twin's parameters."""
-    twin = case.twin(draw)
-    current = copy.deepcopy(case.model)
+    twin, current = case.twin(draw), copy.deepcopy(case.model)
     for block in case.source.blocks:
         _copy(block, twin, current, batch_norm)
-    return _settled(case, current, batch_norm)
+    return _settled(case, current, case.source.blocks, batch_norm)
 
 
 def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNormPolicy) -> None:
@@ -46,9 +45,13 @@ def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNorm
             ours[name].copy_(theirs[name])
 
 
-def _settled(case: Case, model: nn.Module, batch_norm: BatchNormPolicy) -> nn.Module:
-    """The network, with batch-norm statistics that fit its new activations if the policy says so."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+def _settled(case: Case, model: nn.Module, randomized: Sequence[Block], batch_norm: BatchNormPolicy) -> nn.Module:
+    """The network, with batch-norm statistics in the randomized blocks that fit its new activations if so wanted.
+
+    The other blocks keep theirs: their inputs have not changed, and neither may their outputs.
+    """
+    owners = dict.fromkeys(name.rpartition(".")[0] for block in randomized for name in block.buffers)
+    norms = [module for module in map(model.get_submodule, owners) if isinstance(module, _BatchNorm)]
     if batch_norm == "recalibrate" and norms:
         momenta = [module.momentum for module in norms]
         for module in norms:

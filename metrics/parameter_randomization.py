@@ -16,7 +16,7 @@ from harness.types import Score
 
 @metric(family="randomization", direction="lower", headline="spearman")
 def parameter_randomization(
-    case: Case, *, draws: int = 10, cascade_draws: int = 3, batch_norm: BatchNormPolicy = "recalibrate"
+    case: Case, *, full_draws: int = 10, cascade_draws: int = 3, batch_norm: BatchNormPolicy = "recalibrate"
 ) -> Iterator[Score]:
     r"""Model parameter randomization test: similarity of $A(f_\theta, x)$ and $A(f_{\theta_k}, x)$.
 
@@ -35,7 +35,7 @@ def parameter_randomization(
 
     Args:
         case: what to test.
-        draws: twins for the full randomization.
+        full_draws: twins for the full randomization.
         cascade_draws: of these, how many go through the whole cascade.
         batch_norm: running statistics are kept, reset to those of a new network, or estimated again.
     """
@@ -45,7 +45,7 @@ def parameter_randomization(
 
     last = len(case.source.blocks)
     previous = None
-    for draw in range(draws):
+    for draw in range(full_draws):
         if draw < cascade_draws:
             for index, name, model in top_down(case, draw, batch_norm):
                 where: dict[str, Any] = {"mode": "top_down", "stage": name, "stage_index": index, "draw": draw}

@@ -46,18 +46,18 @@ def pixel_flipping(case: Case, *, fill: str, steps: int = 32) -> Iterator[Score]
         "random": case.draws("pixel_flipping", "random order").permutation(size),
     }
     fills = case.fill(fill)
-    fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    fractions = [step / steps for step in range(steps + 1)]
     start, end = (outputs(case.logits(inputs), case.target) for inputs in (case.x, fills))
 
     areas = {}
     for mode in ORDERS:
         curve = [start]
-        for fraction in fractions[1:-1].tolist():
+        for fraction in fractions[1:-1]:
             where = (positions[mode] < round(fraction * size)).view_as(relevance)
             curve.append(outputs(case.logits(removed(case.x, fills, where)), case.target))
         curve.append(end)
         reasons = {} if mode == "random" else undefined
-        for fraction, point in zip(fractions.tolist(), curve, strict=True):
+        for fraction, point in zip(fractions, curve, strict=True):
             for measure, values in point.items():
                 yield Score(
                     measure,

@@ -56,7 +56,7 @@ def ssim(
     window = (-0.5 * (axis / sigma) ** 2).exp()
     window /= window.sum()
 
-    def blur(values: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    def blur(values: Float[Tensor, "n h w"]) -> Float[Tensor, "n inner_h inner_w"]:
         columns = conv2d(values[:, None], window.view(1, 1, -1, 1))
         return conv2d(columns, window.view(1, 1, 1, -1))[:, 0]
 

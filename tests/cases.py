@@ -1,8 +1,16 @@
 """Networks built for the tests: some have a closed form, the others cover what breaks attribution."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from harness.case import Case, Explainer
+from harness.catalogue import METHODS, METRICS
+from harness.models import LoadedModel
+from harness.rows import rows_of
+from harness.space import InputSpace
 
 
 class Linear(nn.Module):
@@ -21,7 +29,7 @@ def relu_mlp(sizes=(20, 40, 40, 30, 5), bias=0.0, seed=0):
     """A random ReLU network in float64; biases are normal with this standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     layers = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layer = nn.Linear(inputs, outputs, dtype=torch.float64)
         layer.weight.data = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64) * (2 / inputs) ** 0.5
         layer.bias.data = bias * torch.randn(outputs, generator=generator, dtype=torch.float64)
@@ -111,3 +119,32 @@ def network(name, dtype=torch.float32, n=5):
                 nn.init.normal_(module.bias)
         x = torch.rand(n, *shape)
     return model.to(dtype).eval(), x.to(dtype), torch.arange(n) % 4
+
+
+def case_of(model, x, target, maps, *, build=None, seed=0, chunk=64, space=None, samples=None):
+    """A case as the engine would make it; `maps` are given, or the name of a method, or (name, options)."""
+    ids = samples or [f"s{index}" for index in range(len(x))]
+    given = isinstance(maps, torch.Tensor)
+    name, options = ("constant" if given else maps, {}) if not isinstance(maps, tuple) else maps
+    kinds = {4: "image", 3: "signal", 2: "table"}
+    channels = x.shape[1]
+    space = space or InputSpace(kinds[x.ndim], mean=(0.0,) * channels, std=(1.0,) * channels)
+    source = LoadedModel(model, build, seed, x[:1], x)
+    case = Case(model, source, Explainer(METHODS[name], options), x, target, ids, space, seed, chunk)
+    if given:
+        case.__dict__["maps"] = maps
+    return case
+
+
+def rows(case, metric, **options):
+    """The rows of a metric as a data frame, checked as in production."""
+    scores = METRICS[metric].function(case, **METRICS[metric].resolve(options))
+    return rows_of(scores, case.samples, case.target).to_pandas()
+
+
+def values(frame, measure, **where):
+    """The values of one measure, in the order of the samples."""
+    frame = frame[frame["measure"] == measure]
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return torch.tensor(frame["value"].to_numpy(copy=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cases import Linear
 
 os.environ.setdefault("ATTRIBUTION_HARNESS_CACHE", str(Path(__file__).parents[1] / ".cache"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import SHAPES, network
 from torch import nn
 
 import harness
+from cases import SHAPES, network
 from harness import METHODS, InputError, InputSpace, NotApplicableError
 
 HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
@@ -124,16 +124,13 @@ class Fails(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("after", [1, 2])
 @pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if entry.family != "control"])
-def test_a_model_that_raises_is_left_as_it_was(name, after):
+def test_a_model_that_raises_is_left_as_it_was(name):
     inner, x, target = network("modules")
-    model = Fails(inner, after).eval()
+    model = Fails(inner, after=2 if name == "grad_cam" else 1).eval()
     before = fingerprint(model)
-    try:
+    with pytest.raises(RuntimeError, match="on purpose"):
         explain(name, model, x, target)
-    except RuntimeError as error:
-        assert "on purpose" in str(error)
     assert_untouched(model, before)
 
 

@@ -1,0 +1,266 @@
+"""Randomization tests: twins and cascades do what they say, and the outcomes that are known come out."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import VisionTransformer, mobilenet_v2
+
+from cases import Functional, case_of, network, rows, values
+from harness.blocks import blocks_of
+from harness.metrics.cascade import full, top_down
+from harness.metrics.comparison import compare
+from harness.models import LoadedModel
+from harness.twins import twin_note, twin_of
+
+
+def transformer():
+    return VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=5)
+
+
+NETWORKS = {
+    "functional": (Functional, torch.rand(4, 2, 12, 12)),
+    "mobilenet": (lambda: mobilenet_v2(num_classes=5), torch.rand(2, 3, 32, 32)),
+    "transformer": (transformer, torch.rand(2, 3, 16, 16)),
+}
+
+
+def built(name):
+    build, x = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        model = build().eval()
+        # torchvision starts the head of a transformer at zero, and a random network must have one that is not.
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter)
+    return model, build, x
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_blocks_hold_every_parameter_once_and_every_buffer_once(name):
+    model, _, x = built(name)
+    blocks = blocks_of(model, x)
+    parameters = [p for block in blocks for p in block.parameters]
+    assert sorted(parameters) == sorted(n for n, _ in model.named_parameters())
+    assert sorted(b for block in blocks for b in block.buffers) == sorted(n for n, _ in model.named_buffers())
+    assert len({block.name for block in blocks}) == len(blocks)
+
+
+def test_blocks_come_in_execution_order_and_norms_join_what_they_follow():
+    class Reversed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(4, 3)
+            self.norm = nn.BatchNorm1d(4)
+            self.first = nn.Linear(5, 4)
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.scale * self.last(self.norm(self.first(x)).relu())
+
+    blocks = blocks_of(Reversed().eval(), torch.rand(2, 5))
+    assert [block.name for block in blocks] == ["parameters", "first", "last"]
+    assert blocks[1].parameters == ("first.weight", "first.bias", "norm.weight", "norm.bias")
+    assert "norm.running_mean" in blocks[1].buffers
+
+
+def test_a_block_that_fills_a_container_takes_its_name():
+    model = nn.Sequential()
+    model.add_module("stem", nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    model.add_module("body", nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))
+    assert [b.name for b in blocks_of(model.eval(), torch.rand(2, 3))] == ["stem", "body.0", "body.1"]
+
+
+def test_the_parameters_inside_an_attention_layer_join_the_layer_that_is_called():
+    blocks = blocks_of(*(built("transformer")[i] for i in (0, 2)))
+    owner = {p: block.name for block in blocks for p in block.parameters}
+    attention = "encoder.layers.encoder_layer_0.self_attention"
+    assert owner[f"{attention}.in_proj_weight"] == owner[f"{attention}.out_proj.weight"] == attention
+    assert owner["class_token"] == "parameters"
+
+
+@pytest.mark.parametrize("constructor", [True, False])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_full_randomization_changes_every_drawn_parameter_and_never_the_trained_network(name, constructor):
+    model, build, x = built(name)
+    before = copy.deepcopy(model.state_dict())
+    case = case_of(model, x, torch.zeros(len(x), dtype=torch.int64), "gradient", build=build if constructor else None)
+    random = full(case, 0, "reset")
+    trained, drawn = dict(model.named_parameters()), dict(random.named_parameters())
+    for key, parameter in drawn.items():
+        if parameter.unique().numel() > 1:
+            assert not torch.equal(parameter, trained[key]), key
+        else:  # an initializer's constant: biases, batch-norm scales
+            assert parameter.flatten()[0].item() in (0, 1), key
+    shapes = {}
+    for key, parameter in drawn.items():
+        if parameter.unique().numel() > 1:
+            for other in shapes.setdefault(parameter.shape, []):
+                assert not torch.equal(parameter, other), key
+            shapes[parameter.shape].append(parameter)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_twins_are_a_function_of_seed_architecture_and_draw_alone():
+    model, build, x = built("functional")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.head.weight.mul_(2)
+
+    def twin(network, seed, draw):
+        return LoadedModel(network, build, seed, x[:1], x).twin(draw).state_dict()["stem.weight"]
+
+    same = twin(model, 0, 0)
+    assert torch.equal(same, twin(model, 0, 0))
+    assert torch.equal(same, twin(other, 0, 0))
+    assert not torch.equal(same, twin(model, 0, 1))
+    assert not torch.equal(same, twin(model, 1, 0))
+
+
+def test_without_a_constructor_raw_parameters_are_shuffled_and_the_record_says_so():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.arange(50.0))
+            self.head = nn.Linear(50, 2)
+
+        def forward(self, x):
+            return self.head(x + self.token)
+
+    model = Token().eval()
+    twin = twin_of(model, None, "key")
+    assert not torch.equal(twin.token, model.token)
+    assert torch.equal(twin.token.sort().values, model.token)
+    assert not torch.equal(twin.head.weight, model.head.weight)
+    assert twin_note(model, None) == "twins by reset_parameters; shuffled within the tensor: the network's own"
+    assert twin_note(model, Token) == "twins by constructor"
+
+
+def test_a_cascade_randomizes_one_block_more_at_each_stage():
+    model, build, x = built("functional")
+    case = case_of(model, x, torch.zeros(4, dtype=torch.int64), "gradient", build=build)
+    trained, stages = model.state_dict(), []
+    for index, name, network_ in top_down(case, 0, "keep"):
+        changed = {k for k, p in network_.named_parameters() if not torch.equal(p, trained[k])}
+        stages.append((index, name, {k.partition(".")[0] for k in changed}))
+    assert [(i, n) for i, n, _ in stages] == [(1, "head"), (2, "block"), (3, "stem")]
+    assert [changed for _, _, changed in stages] == [{"head"}, {"head", "block"}, {"head", "block", "stem", "norm"}]
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset", "recalibrate"])
+def test_batch_norm_statistics_follow_the_policy(policy):
+    model, x, _ = network("functional", n=64)
+    case = case_of(model, x, torch.zeros(64, dtype=torch.int64), "gradient", build=Functional)
+    random = full(case, 0, policy)
+    assert not any(module.training for module in random.modules())
+    if policy == "keep":
+        torch.testing.assert_close(random.norm.running_mean, model.norm.running_mean, rtol=0, atol=0)
+    elif policy == "reset":
+        torch.testing.assert_close(random.norm.running_var, torch.ones(6))
+    else:
+        inside = random.stem(x)
+        torch.testing.assert_close(random.norm.running_mean, inside.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(random.norm.running_var, inside.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def parameter_rows(name, n=24, **options):
+    model, x, target = network("functional", n=n)
+    x = torch.rand(n, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    case = case_of(model, x, target, name, build=Functional)
+    return rows(case, "parameter_randomization", **{"full_draws": 4, "cascade_draws": 2, **options})
+
+
+def test_sobel_is_exactly_one_at_every_stage_under_every_measure():
+    frame = parameter_rows("sobel")
+    for measure in ("spearman", "ssim"):
+        for role in ("test", "floor_random", "ceiling_rerun"):
+            similarity = values(frame, measure, role=role)
+            assert len(similarity)
+            assert (similarity == 1).all()
+    assert (values(frame, "spearman", role="floor_shift") < 0.9).all()
+
+
+def test_a_random_map_is_at_zero_and_as_spread_as_theory_says():
+    similarity = values(parameter_rows("random"), "spearman", role="test", sign="signed", mode="full")
+    deviation = (14 * 14 - 1) ** -0.5
+    assert abs(similarity.mean()) < 4 * deviation / len(similarity) ** 0.5
+    assert float(similarity.std()) == pytest.approx(deviation, rel=0.25)
+
+
+def test_a_constant_map_is_undefined_with_its_reason():
+    frame = parameter_rows("constant")
+    similar = frame[frame["measure"].isin(["spearman", "ssim"])]
+    assert similar["value"].isna().all()
+    assert set(similar["reason"]) == {"constant map (trained network)"}
+
+
+def test_the_gradient_of_a_linear_model_has_the_null_distribution_of_random_weights():
+    build = lambda: nn.Sequential(nn.Flatten(), nn.Linear(400, 3))  # noqa: E731
+    torch.manual_seed(0)
+    x = torch.rand(3, 1, 20, 20)
+    case = case_of(build().eval(), x, torch.arange(3), "gradient", build=build)
+    frame = rows(case, "parameter_randomization", full_draws=60, cascade_draws=0)
+    similarity = values(frame, "spearman", role="test", sign="signed")
+    assert abs(float(similarity.mean())) < 4 / (399 * len(similarity)) ** 0.5
+    assert float(similarity.std()) == pytest.approx(399**-0.5, rel=0.2)
+
+
+def test_a_method_that_ignores_the_last_layer_is_insensitive_exactly_there():
+    model, x, target = network("functional", n=12)
+    case = case_of(model, x, target, "gradient", build=Functional)
+
+    def ignores_the_head(model_, x_, target_):
+        head = copy.deepcopy(model_)
+        head.head.load_state_dict(model.head.state_dict())
+        from harness.methods.gradients import input_gradient
+
+        return input_gradient(head, x_, target_)
+
+    case.explainer = case.explainer.__class__(
+        case.explainer.method.__class__("ignores_the_head", ignores_the_head, "test", 1, ()), {}
+    )
+    frame = rows(case, "parameter_randomization", full_draws=2, cascade_draws=2)
+    cascade = frame[(frame["mode"] == "top_down") & (frame["role"] == "test")]
+    assert (values(cascade, "spearman", stage_index=1.0, sign="signed") == 1).all()
+    assert (values(cascade, "spearman", stage_index=2.0, sign="signed") < 0.99).all()
+    assert (values(cascade, "output_pearson", stage_index=1.0) < 0.999).all()
+
+
+def test_values_do_not_depend_on_batch_mates():
+    model, x, target = network("functional", torch.float64, n=6)
+    whole = case_of(model, x, target, "smoothgrad", build=Functional)
+    part = case_of(model, x[2:4], target[2:4], "smoothgrad", build=Functional, samples=["s2", "s3"])
+    part.source.calibration = whole.source.calibration
+    options = {"full_draws": 2, "cascade_draws": 1}
+    first = rows(whole, "parameter_randomization", **options)
+    second = rows(part, "parameter_randomization", **options)
+    first = first[first["sample"].isin(["s2", "s3"])]
+    assert list(first["measure"]) == list(second["measure"])
+    torch.testing.assert_close(torch.tensor(first["value"].to_numpy()), torch.tensor(second["value"].to_numpy()))
+
+
+def test_a_partner_that_did_not_memorize_makes_the_test_invalid_not_failed():
+    from harness.case import Partner
+
+    model, x, target = network("functional")
+    for invalid in ("", "the partner memorized 80.0% of its permuted labels, needs 95%"):
+        case = case_of(model, x, target, "gradient", build=Functional)
+        case.source.__dict__["_partner"] = Partner(network("functional")[0], 0.8, 0.1, invalid)
+        frame = rows(case, "label_randomization")
+        similarity = frame[frame["measure"].isin(["spearman", "ssim"])]
+        assert similarity["value"].isna().all() == bool(invalid)
+        if invalid:
+            assert set(similarity["reason"]) == {f"invalid: {invalid}"}
+        else:
+            assert (similarity["value"] > 0.999).all()
+        assert values(frame, "partner_train_accuracy").tolist() == [0.8]
+
+
+def test_comparison_reports_signed_and_absolute_maps_apart():
+    maps = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    by_sign = {(s.measure, s.sign): s.values for s in compare(maps, -maps)}
+    torch.testing.assert_close(by_sign["spearman", "signed"], torch.full((3,), -1.0, dtype=torch.float64))
+    assert (by_sign["spearman", "absolute"] == 1).all()
+    assert (by_sign["ssim", "absolute"] == 1).all()
