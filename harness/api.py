@@ -81,7 +81,7 @@ def run(
 def evaluate(
     model: nn.Module,
     x: Float[Tensor, "n ..."],
-    y: Int[Tensor, " n"] | None = None,
+    y: Int[Tensor, " labels"] | None = None,
     *,
     methods: Sequence[str | dict[str, Any]],
     metrics: Sequence[str | dict[str, Any]],

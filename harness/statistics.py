@@ -101,7 +101,7 @@ class Survival:
 def survival(
     test: Values,
     floor_shift: Values,
-    floor_random: Values,
+    floor_random: Float[np.ndarray, "pairs_samples pairs"],
     ceiling: Float[np.ndarray, "samples 1"],
     output_similarity: float,
 ) -> Survival:
@@ -160,7 +160,7 @@ def _survival_interval(test: Values, floor: Values, ceiling: Float[np.ndarray, "
     return Interval(float(value), float(low), float(high))
 
 
-def _defined(values: Values) -> Values:
+def _defined(values: Values) -> Float[np.ndarray, "known_samples known_draws"]:
     """Without the samples and draws of which nothing is defined."""
     values = values[~np.isnan(values).all(1)]
     return values[:, ~np.isnan(values).all(0)] if len(values) else values

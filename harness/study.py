@@ -216,8 +216,9 @@ def _checked(raw: dict[str, Any], place: _Place, model: type[_Strict] = Study, p
     try:
         return model(**raw)
     except ValidationError as error:
-        # An unknown key is the likeliest mistake and the clearest message, so it goes first.
-        problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        # An unknown key is the likeliest mistake, so it goes first; that a mapping is no string says nothing.
+        order = {"extra_forbidden": 0, "string_type": 2, "model_type": 2}
+        problem = min(error.errors(), key=lambda e: order.get(e["type"], 1))
         where = tuple(part for part in problem["loc"] if not str(part).startswith(("literal[", "str", "int", "dict[")))
         if problem["type"] == "extra_forbidden":
             known = DataEntry.model_fields if "DataEntry" in where else model.model_fields

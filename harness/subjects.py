@@ -84,7 +84,7 @@ def subject_of_entry(
 def subject_of_tensors(
     model: nn.Module,
     x: Float[Tensor, "n ..."],
-    y: Int[Tensor, " n"] | None,
+    y: Int[Tensor, " labels"] | None,
     *,
     space: InputSpace | None,
     seed: int,
@@ -137,7 +137,7 @@ def checked_logits(model: nn.Module, x: Float[Tensor, "n ..."], ids: tuple[str, 
 
 
 def targets(
-    policy: Target, logits: Float[Tensor, "n classes"], y: Int[Tensor, " n"] | None, ids: tuple[str, ...]
+    policy: Target, logits: Float[Tensor, "n classes"], y: Int[Tensor, " labels"] | None, ids: tuple[str, ...]
 ) -> Int[Tensor, " n"]:
     """The explained class of each sample, frozen from here on.
 

@@ -1,4 +1,4 @@
-"""Fixtures, and one cache for trained networks: its keys hold everything that they depend on."""
+"""Fixtures, one cache for trained networks (its keys hold everything that they depend on), and one thread."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,9 @@ import torch
 
 from cases import Linear
 
+# Small tensors are slower on several threads, and what a test starts must compute the same bits.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 os.environ.setdefault("ATTRIBUTION_HARNESS_CACHE", str(Path(__file__).parents[1] / ".cache"))
 
 
