@@ -174,10 +174,10 @@ class Case:
         return torch.cat(chunks)
 
     def logits(self, x: Float[Tensor, "m ..."], model: nn.Module | None = None) -> Float[Tensor, "m classes"]:
-        """The model's outputs, in chunks and without a graph."""
+        """The model's outputs, in chunks and without a graph; `x` is safe from a model that writes in place."""
         model = self.model if model is None else model
         with torch.no_grad(), counted(model, self.passes):
-            return torch.cat([model(x[part]) for part in self._chunks(len(x))])
+            return torch.cat([model(x[part].clone()) for part in self._chunks(len(x))])
 
     def twin(self, draw: int) -> nn.Module:
         """A randomly initialized network of the same architecture: the same one for every method."""

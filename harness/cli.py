@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-console = Console(width=None if os.isatty(1) else 200, highlight=False)
+# A pipe has no width to fit: whoever reads it wants whole words.
+console = Console(width=None if os.isatty(1) else 500, highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SHOWN = ("leaderboard", "cascade")
@@ -158,8 +159,14 @@ def _cascade_view(frame: "pd.DataFrame") -> "pd.DataFrame":
 def _print(frame: "pd.DataFrame", title: str) -> None:
     from harness.tables import cell_text
 
-    shown = Table(*map(_plain, frame.columns), title=title, title_justify="left", title_style="bold")
-    for row in frame.itertuples(index=False):
+    # What is the same in every row takes a place in the title instead of a column.
+    same = {c: frame[c].iloc[0] for c in frame.columns if len(frame) > 1 and frame[c].astype(str).nunique() == 1}
+    said = ", ".join(f"{name} {text}" for name, value in same.items() if (text := cell_text(value)))
+    varying = frame.drop(columns=list(same))
+    shown = Table(title=_plain(f"{title}: {said}" if said else title), title_justify="left", title_style="bold")
+    for column in varying.columns:
+        shown.add_column(_plain(str(column)), overflow="fold")
+    for row in varying.itertuples(index=False):
         shown.add_row(*(_plain(cell_text(value)) for value in row))
     console.print(shown)
 

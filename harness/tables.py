@@ -238,7 +238,7 @@ def _cell(row: "pd.Series[Any]") -> str:
         return str(row["status"])
     if np.isnan(row["value"]):
         return "invalid" if str(row["reason"]).startswith("invalid") else "undefined"
-    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+    return f"{row['value']:.2g} [{row['low']:.2g}, {row['high']:.2g}]"
 
 
 def cell_text(value: object) -> str:

@@ -20,7 +20,7 @@ def ruled_gradient(
     with torch.enable_grad():
         with Rules(rule):
             logits = model(leaf.clone())
-        prove_coverage(logits, leaf, name)
+        prove_coverage(logits, leaf, model, name)
         (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), leaf)
     return gradient
 

@@ -31,32 +31,38 @@ def grad_cam(
         relu: whether negative values of the sum become zero, as in the paper.
 
     Raises:
-        NotApplicableError: no layer has more than one position, or `layer` does not exist.
+        NotApplicableError: no layer has more than one position, or `layer` does not exist, has no positions or
+            is not used by the logits.
     """
     name = layer or last_spatial_layer(model, x[:1])
-    modules = dict(model.named_modules())
+    modules = {each: module for each, module in model.named_modules() if each}
     if name not in modules:
         raise NotApplicableError(f"grad_cam: the model has no layer {name!r}; {nearest(name, modules)}")
-    captured: list[Tensor] = []
+    captured: list[object] = []
 
-    def capture(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def capture(_module: nn.Module, _inputs: object, output: object) -> object:
         captured.append(output)
         # What follows may be in place; it then writes into the copy.
-        return output.clone()
+        return output.clone() if isinstance(output, Tensor) else output
 
     handle = modules[name].register_forward_hook(capture)
     try:
         with torch.enable_grad():
             logits = model(x.detach().requires_grad_().clone())
-            activation = captured[-1]
-            (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), activation)
+            activation = captured[-1] if captured else None
+            if not isinstance(activation, Tensor) or activation.ndim != x.ndim:
+                raise NotApplicableError(f"grad_cam: layer {name!r} returns no channels with positions")
+            score = logits.gather(1, target[:, None]).sum()
+            (gradient,) = torch.autograd.grad(score, activation, allow_unused=True)
     finally:
         handle.remove()
+    if gradient is None:
+        raise NotApplicableError(f"grad_cam: the logits do not use layer {name!r}; name another one as `layer`")
     weights = gradient.flatten(2).mean(2).view(*gradient.shape[:2], *(1,) * (x.ndim - 2))
-    coarse = (weights * activation).sum(1, keepdim=True)
+    coarse = (weights * activation.detach()).sum(1, keepdim=True)
     coarse = coarse.clamp(min=0) if relu else coarse
     mode = {3: "linear", 4: "bilinear"}[x.ndim]
-    return interpolate(coarse.detach(), size=x.shape[2:], mode=mode, align_corners=False)
+    return interpolate(coarse, size=x.shape[2:], mode=mode, align_corners=False)
 
 
 def last_spatial_layer(model: nn.Module, x: Float[Tensor, "n c *axes"]) -> str:

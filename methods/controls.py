@@ -22,11 +22,11 @@ def random(
 
 @method(family="control", needs=("image",), expected={"parameter_randomization": "FAIL"})
 def sobel(model: nn.Module, x: Float[Tensor, "n c h w"], target: Int[Tensor, " n"]) -> Float[Tensor, "n 1 h w"]:
-    r"""Edge strength of the mean over channels, $\sqrt{S_h^2 + S_v^2}$: ignores the model altogether.
+    r"""Edge strength of the mean over channels, $\sqrt{(S_h^2 + S_v^2) / 2}$: ignores the model altogether.
 
-    Borders are replicated. Kernels have unit weight on each side, as in scikit-image.
+    Borders are replicated; scaled as in scikit-image.
     """
-    smooth, difference = torch.tensor([1.0, 2.0, 1.0]) / 4, torch.tensor([1.0, 0.0, -1.0]) / 2
+    smooth, difference = torch.tensor([1.0, 2.0, 1.0]) / 4, torch.tensor([1.0, 0.0, -1.0])
     horizontal = torch.outer(difference, smooth).to(x)
     kernels = torch.stack([horizontal, horizontal.T])[:, None]
     edges = conv2d(pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate"), kernels)

@@ -38,7 +38,7 @@ def input_x_gradient(
 
     Sums to $f_t(x)$ on piecewise linear networks without biases; what the biases contribute is missing.
     """
-    return x * input_gradient(model, x, target)
+    return x.detach() * input_gradient(model, x, target)
 
 
 @method(family="gradient", cite="sundararajan2017axiomatic", conserves="difference")
@@ -62,6 +62,7 @@ def integrated_gradients(
         steps: $n$, the points of the quadrature and so the forward and backward passes.
     """
     nodes, weights = np.polynomial.legendre.leggauss(steps)
+    x = x.detach()
     difference = x - baseline
     total = torch.zeros_like(x)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.types import NotApplicableError
@@ -37,11 +37,11 @@ def _relu6(x: Tensor, inplace: bool = False) -> tuple[Tensor, float, float, bool
 def _hardtanh(
     x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> tuple[Tensor, float, float, bool]:
-    return x, min_val, max_val, inplace
+    return x, float(min_val), float(max_val), inplace
 
 
 def _hardtanh_(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> tuple[Tensor, float, float, bool]:
-    return x, min_val, max_val, True
+    return x, float(min_val), float(max_val), True
 
 
 RECTIFIERS: dict[Callable[..., Any], Callable[..., tuple[Tensor, float, float, bool]]] = {
@@ -59,18 +59,34 @@ RECTIFIERS: dict[Callable[..., Any], Callable[..., tuple[Tensor, float, float, b
 
 TRANSPARENT = frozenset(
     """
-    AccumulateGrad AddBackward0 SubBackward0 NegBackward0 SumBackward0 SumBackward1 MeanBackward0 MeanBackward1
-    AddmmBackward0 MmBackward0 MvBackward0 ConvolutionBackward0 NativeBatchNormBackward0 CudnnBatchNormBackward0
+    AccumulateGrad AddBackward0 SubBackward0 RsubBackward0 RsubBackward1 NegBackward0 SumBackward0 SumBackward1
+    MeanBackward0 MeanBackward1 CumsumBackward0 NativeBatchNormBackward0 CudnnBatchNormBackward0
     AvgPool2DBackward0 AvgPool3DBackward0 AdaptiveAvgPool2DBackward0 AdaptiveAvgPool3DBackward0
     MaxPool2DWithIndicesBackward0 MaxPool3DWithIndicesBackward0 AdaptiveMaxPool2DBackward0
     ViewBackward0 UnsafeViewBackward0 ReshapeAliasBackward0 PermuteBackward0 TransposeBackward0 TBackward0
-    ExpandBackward0 SqueezeBackward0 SqueezeBackward1 UnsqueezeBackward0 SliceBackward0 SelectBackward0
-    IndexBackward0 CatBackward0 StackBackward0 SplitBackward0 UnbindBackward0 CloneBackward0 CopyBackwards
-    CopySlices AliasBackward0 ConstantPadNdBackward0 ReflectionPad2DBackward0 ReplicationPad2DBackward0
-    GatherBackward0 ToCopyBackward0
+    ExpandBackward0 SqueezeBackward0 SqueezeBackward1 SqueezeBackward2 UnsqueezeBackward0 SliceBackward0
+    SelectBackward0 IndexBackward0 CatBackward0 StackBackward0 SplitBackward0 SplitWithSizesBackward0
+    UnbindBackward0 CloneBackward0 CopyBackwards AliasBackward0 GatherBackward0 ToCopyBackward0 UnfoldBackward0
+    RollBackward0 FlipBackward0 RepeatBackward0 ConstantPadNdBackward0 ReflectionPad1DBackward0
+    ReflectionPad2DBackward0 ReplicationPad1DBackward0 ReplicationPad2DBackward0 UpsampleLinear1DBackward0
+    UpsampleNearest2DBackward0 UpsampleBilinear2DBackward0
     """.split()
 )
-"""Autograd nodes that are linear, structural or pick a winner: their own backward pass is the right one."""
+"""Autograd nodes that are linear, structural or pick a winner: their own backward pass is the right one.
+
+`CopySlices` is not among them: an in-place operation on a view hides inside it.
+"""
+
+FACTORS = {
+    "AddmmBackward0": (1, 2),
+    "MmBackward0": (0, 1),
+    "MvBackward0": (0, 1),
+    "ConvolutionBackward0": (0, 1),
+}
+"""Products that are linear while only one of these two arguments depends on the input."""
+
+SCALES = {"MulBackward0": ("_saved_other", "_saved_self"), "DivBackward0": ("_saved_other",)}
+"""Where a product or quotient keeps the constant, for each argument that may depend on the input."""
 
 
 class _Rectify(torch.autograd.Function):
@@ -111,21 +127,47 @@ class Rules(TorchFunctionMode):
         return x.copy_(y) if inplace else y
 
 
-def prove_coverage(output: Float[Tensor, "n classes"], leaf: Float[Tensor, "n ..."], name: str) -> None:
+def prove_coverage(
+    output: Float[Tensor, "n classes"], leaf: Float[Tensor, "n ..."], model: nn.Module, name: str
+) -> None:
     """Check that between `leaf` and `output` there is nothing but ruled and transparent operators.
+
+    What the graph cannot show stays unseen: a rectifier made of a maximum pool, or of indexing with a mask that
+    was computed from the values, looks like a structural operator.
 
     Raises:
         NotApplicableError: an operator has no rule; the message names the method and the operators.
     """
-    strangers = sorted(_nodes_between(output, leaf) - TRANSPARENT - {"_RectifyBackward"})
+    nodes = _nodes_between(output, leaf)
+    constants = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    strangers = sorted({_name(node) for node in nodes if not _is_covered(node, nodes, constants)})
     if strangers:
         raise NotApplicableError(
             f"{name} has no rule for: {', '.join(strangers)} (operators that this model puts between input and output)"
         )
 
 
-def _nodes_between(output: Tensor, leaf: Tensor) -> set[str]:
-    """The names of the autograd nodes on some path from `output` to `leaf`."""
+def _is_covered(node: Any, nodes: set[Any], constants: set[int]) -> bool:
+    name = _name(node)
+    dependent = [index for index, (parent, _) in enumerate(node.next_functions) if parent in nodes]
+    if name in FACTORS:
+        return not set(FACTORS[name]) <= set(dependent)
+    if name in SCALES:
+        # A number, parameter or buffer scales; anything else may be a mask, and then this is a home-made ReLU.
+        if len(dependent) != 1 or dependent[0] >= len(SCALES[name]):
+            return False
+        constant = getattr(node, SCALES[name][dependent[0]])
+        return constant.ndim == 0 or constant.untyped_storage().data_ptr() in constants
+    batch_statistics = name.endswith("BatchNormBackward0") and node._saved_training
+    return name == "_RectifyBackward" or (name in TRANSPARENT and not batch_statistics)
+
+
+def _name(node: Any) -> str:
+    return str(node.name().rpartition("::")[2])
+
+
+def _nodes_between(output: Tensor, leaf: Tensor) -> set[Any]:
+    """The autograd nodes on some path from `output` to `leaf`."""
     consumers: dict[Any, list[Any]] = {output.grad_fn: []}
     stack: list[Any] = [output.grad_fn]
     starts: list[Any] = []
@@ -144,4 +186,4 @@ def _nodes_between(output: Tensor, leaf: Tensor) -> set[str]:
         fresh = [node for node in consumers[stack.pop()] if node not in reached]
         reached.update(fresh)
         stack.extend(fresh)
-    return {node.name().rpartition("::")[2] for node in reached}
+    return reached

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.registry import method
+from harness.types import InputError
 
 WINDOWS_A_SIDE = 7
 
@@ -31,16 +32,21 @@ def occlusion(
         x: the samples.
         target: the explained class of each.
         baseline: $b$, what stands in the window.
-        window: side of the window; 0 takes a seventh of the longest side.
+        window: side of the window; 0 takes a seventh of the longest side, and 1 for a table.
         stride: distance between windows; 0 takes half a window. The last window is flush with the border.
+
+    Raises:
+        InputError: the stride is larger than the window, so that positions between windows have no value.
     """
     axes = x.shape[2:] or x.shape[1:]
-    window = window or -(-max(axes) // WINDOWS_A_SIDE)
+    window = window or (-(-max(axes) // WINDOWS_A_SIDE) if x.ndim > 2 else 1)
     stride = stride or -(-window // 2)
+    if stride > window:
+        raise InputError(f"occlusion: stride {stride} is larger than the window {window}: use at most {window}")
     total = torch.zeros_like(x[:, :1] if x.ndim > 2 else x)
     coverage = torch.zeros_like(total[:1])
     with torch.no_grad():
-        full = _target_logit(model, x, target)
+        full = _target_logit(model, x.clone(), target)
         for corner in product(*(_corners(side, window, stride) for side in axes)):
             inside: Any = (..., *(slice(start, start + window) for start in corner))
             occluded = x.clone()

@@ -65,9 +65,6 @@ def mlp_batch():
     return normal(10, 20), torch.arange(10) % 5
 
 
-# Against the definition
-
-
 @both
 @pytest.mark.parametrize("bias", [0.0, 0.5])
 def test_equals_its_definition_on_a_relu_network(explain, bias, mlp_batch):
@@ -116,11 +113,11 @@ SPELLINGS = {
     "nn.ReLU6": (nn.ReLU6(), 6),
     "nn.ReLU6 in place": (nn.ReLU6(inplace=True), 6),
     "F.relu6": (F.relu6, 6),
-    "nn.Hardtanh": (nn.Hardtanh(0, 6), 6),
-    "F.hardtanh": (lambda z: F.hardtanh(z, 0, 6), 6),
+    "nn.Hardtanh": (nn.Hardtanh(0.0, 6.0), 6),
+    "F.hardtanh": (lambda z: F.hardtanh(z, 0.0, 6.0), 6),
     "F.hardtanh by keyword": (lambda z: F.hardtanh(z, min_val=0.0, max_val=6.0), 6),
-    "F.hardtanh in place": (lambda z: F.hardtanh(z, 0, 6, inplace=True), 6),
-    "F.hardtanh_": (lambda z: F.hardtanh_(z, 0, 6), 6),
+    "F.hardtanh in place": (lambda z: F.hardtanh(z, 0.0, 6.0, inplace=True), 6),
+    "F.hardtanh_": (lambda z: F.hardtanh_(z, 0.0, 6.0), 6),
 }
 
 
@@ -128,15 +125,23 @@ SPELLINGS = {
 @pytest.mark.parametrize(("activation", "high"), SPELLINGS.values(), ids=SPELLINGS.keys())
 def test_equals_its_definition_however_the_rectifier_is_written(explain, activation, high, mlp_batch):
     model, (x, target) = spelled(activation), mlp_batch
-    # Large inputs: a tenth and more of the units lie above 6.
+    # Large, so that in every layer some units lie above 6.
     x = 8 * x
     maps = explain(model, x, target)
     torch.testing.assert_close(maps, literal_mlp(model, x, target, RULES[explain], high), **CLOSE)
     assert_differs(maps, gradient(model, x, target))
 
 
+def test_a_unit_exactly_at_a_bound_passes_nothing_as_in_torch():
+    x = torch.tensor([[-1.0, 0.0, 3.0, 6.0, 7.0]])
+    model, target = nn.Sequential(nn.ReLU6(), Linear(torch.ones(1, 5))), torch.tensor([0])
+    maps = guided_backprop(model, x, target)
+    torch.testing.assert_close(maps, torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]]), rtol=0, atol=0)
+    torch.testing.assert_close(maps, gradient(model, x, target), rtol=0, atol=0)
+
+
 class Aliased(nn.Module):
-    """Reads a tensor under another name after it was rectified in place, or rectified by a copy."""
+    """Adds a rectified tensor to itself; in place, the second term is what was the rectifier's input."""
 
     def __init__(self, inplace):
         super().__init__()
@@ -145,9 +150,8 @@ class Aliased(nn.Module):
 
     def forward(self, x):
         z = self.first(x)
-        alias = z
         rectified = F.relu(z, inplace=self.inplace)
-        return self.second(rectified + 2 * alias if False else rectified + (alias if self.inplace else rectified))
+        return self.second(rectified + (z if self.inplace else rectified))
 
 
 @both
@@ -171,9 +175,6 @@ def test_guided_backprop_equals_the_gradient_when_all_upper_weights_are_positive
 def test_deconvnet_equals_the_gradient_when_nothing_is_negative(mlp_batch):
     model, (x, target) = with_positive_weights(relu_mlp()), mlp_batch
     torch.testing.assert_close(deconvnet(model, x.abs(), target), gradient(model, x.abs(), target), **CLOSE)
-
-
-# Against other libraries
 
 
 @pytest.fixture
@@ -228,7 +229,8 @@ def intercepted(rule, function):
     """`function` with `rule` on top of autograd: an interception that has nothing in common with ours."""
 
     def rectify(z, *args, **kwargs):
-        out = function(z, *args, **kwargs | {"inplace": False})
+        # On a clone: in place, there would be no tensor left to hook before the rectifier.
+        out = function(z.clone(), *args, **kwargs)
         if rule is RULES[deconvnet]:
             # The value of the rectifier, the gradient of the identity.
             out = z + (out - z).detach()
@@ -239,7 +241,7 @@ def intercepted(rule, function):
 
 
 @both
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_equals_another_interception_on_torchvision_networks(explain, name, monkeypatch):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -251,9 +253,6 @@ def test_equals_another_interception_on_torchvision_networks(explain, name, monk
     expected = gradient(model, x, target)
     assert_differs(maps, plain)
     torch.testing.assert_close(maps / expected.norm(), expected / expected.norm(), **CLOSE)
-
-
-# What must not change
 
 
 @pytest.mark.parametrize("rule", [_guided_rule, _deconvnet_rule])
@@ -298,14 +297,11 @@ class Failing(nn.Module):
 @pytest.mark.parametrize(("last", "error"), [(Failing(), RuntimeError), (nn.GELU(), NotApplicableError)])
 def test_an_exception_leaves_no_rule_and_no_hook_behind(explain, last, error, mlp_batch):
     model, (x, target) = nn.Sequential(relu_mlp(), last), mlp_batch
-    with pytest.raises(error, match="broken on purpose|GeluBackward0"):
+    with pytest.raises(error, match=r"broken on purpose|GeluBackward0"):
         explain(model, x, target)
     assert F.relu(x.clone().requires_grad_()).grad_fn.name() == "ReluBackward0"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     assert not any(getattr(module, kind) for module in model.modules() for kind in hooks)
-
-
-# What is refused
 
 
 class OwnReLU(torch.autograd.Function):
@@ -317,6 +313,12 @@ class OwnReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient * (ctx.saved_tensors[0] > 0)
+
+
+def clamped_view(z):
+    z = z.clone()
+    z[:, :].clamp_(min=0)
+    return z
 
 
 STRANGERS = {
@@ -334,6 +336,11 @@ STRANGERS = {
     "hardtanh": (F.hardtanh, "HardtanhBackward0"),
     "leaky ReLU": (F.leaky_relu, "LeakyReluBackward0"),
     "softmax": (lambda z: z.softmax(1), "SoftmaxBackward0"),
+    "in place on a view": (clamped_view, "CopySlices"),
+    "product of inputs": (lambda z: z @ (z.T @ z), "MmBackward0"),
+    "square": (lambda z: z * z, "MulBackward0"),
+    "reciprocal": (lambda z: 1 / (z * z + 1), "(DivBackward0|MulBackward0)"),
+    "batch statistics": (lambda z: F.instance_norm(z[:, None])[:, 0], "NativeBatchNormBackward0"),
 }
 
 
@@ -345,7 +352,7 @@ def test_refuses_an_operator_without_a_rule_by_name(explain, activation, operato
 
 
 @both
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 def test_refuses_a_scripted_part_also_once_it_is_optimized(explain, mlp_batch):
     model = spelled(torch.jit.script(nn.Sequential(nn.ReLU())))
     for _ in range(3):
@@ -368,3 +375,27 @@ def test_an_operator_beside_the_path_from_the_input_is_no_stranger(explain, line
             return Linear(linear.weight)(x) + F.gelu(self.position.exp())
 
     torch.testing.assert_close(explain(Positional(), x, target), weight[target], **CLOSE)
+
+
+@both
+def test_numbers_parameters_and_buffers_scale_like_any_linear_layer(explain, mlp_batch):
+    class Normalized(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("mean", torch.full((20,), 0.1).double())
+            self.register_buffer("std", torch.linspace(0.5, 2, 20).double())
+            self.scale = nn.Parameter(torch.tensor(3.0).double())
+
+        def forward(self, x):
+            return self.scale * self.inner((x - self.mean) / self.std * 0.5) / 2
+
+    class Unscaled(Normalized):
+        def forward(self, x):
+            return self.inner(x)
+
+    model, (x, target) = relu_mlp(bias=0.5), mlp_batch
+    normalized = Normalized(model)
+    inside = (x - normalized.mean) / normalized.std * 0.5
+    expected = explain(Unscaled(model), inside, target) * 3 / 2 * 0.5 / normalized.std
+    torch.testing.assert_close(explain(normalized, x, target), expected)

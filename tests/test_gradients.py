@@ -41,9 +41,6 @@ def mlp_batch():
     return normal(10, 20), torch.arange(10) % 5
 
 
-# Linear models
-
-
 def test_gradient_of_a_linear_model_is_its_weight(linear_image):
     model, weight, x, target = linear_image
     torch.testing.assert_close(gradient(model, x, target), weight[target], **EXACT)
@@ -65,9 +62,6 @@ def test_integrated_gradients_of_a_linear_model_are_exact_for_any_steps(linear_i
 def test_smoothgrad_of_a_linear_model_is_its_weight(linear_image):
     model, weight, x, target = linear_image
     torch.testing.assert_close(smoothgrad(model, x, target, draws=draws_for(x)), weight[target], **EXACT)
-
-
-# ReLU networks
 
 
 def test_input_x_gradient_sums_to_the_output_without_biases(mlp_batch):
@@ -93,9 +87,6 @@ def test_input_x_gradient_misses_exactly_what_the_biases_contribute(mlp_batch):
     assert (missing.abs() > 1e-3).all()
     total = input_x_gradient(model, x, target).sum(1) + missing
     torch.testing.assert_close(total, explained(model, x, target), **EXACT)
-
-
-# Integrated gradients
 
 
 class Quadratic(nn.Module):
@@ -158,9 +149,6 @@ def test_completeness_error_vanishes_on_a_smooth_network(mlp_batch):
     assert completeness_error(smooth, *mlp_batch, 96) < 1e-10
 
 
-# SmoothGrad
-
-
 def test_smoothgrad_of_one_relu_is_its_weight_times_a_normal_probability():
     # The last feature has no weight: it sets the range of a sample, and so its noise, and nothing else.
     weight = torch.tensor([[1.0, -2.0, 0.5, 0.0]], dtype=torch.float64)
@@ -202,9 +190,6 @@ def test_smoothgrad_noise_differs_between_samples_copies_and_calls(mlp_batch):
     one, two = noise(1, call=0), noise(2, call=0)
     for other in (one.flip(0), two, noise(1, call=1)):
         assert (one - other).abs().min() > 1e-6
-
-
-# Any model
 
 
 networks = pytest.mark.parametrize("name", ["modules", "functional", "gelu", "signal", "table"])

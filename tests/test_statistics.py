@@ -1,0 +1,295 @@
+"""Intervals cover what they claim to, and verdicts change exactly at their thresholds."""
+
+import re
+from math import comb
+
+import numpy as np
+import pytest
+from scipy import stats
+from threadpoolctl import threadpool_limits
+
+from harness import statistics
+from harness.statistics import DRAWS_FOR_BOOTSTRAP, Interval, mean_interval, median_interval, survival
+
+NAN = np.nan
+
+
+def crossed(generator, samples, draws, shares):
+    """Zero-mean values with the given shares of variance: of samples, of draws, of neither."""
+    row, column, rest = np.sqrt(shares)
+    values = row * generator.standard_normal((samples, 1)) + rest * generator.standard_normal((samples, draws))
+    return values + column * generator.standard_normal((1, draws))
+
+
+def limits(interval):
+    return interval.value, interval.low, interval.high
+
+
+def holds(interval, value):
+    return interval.low <= value <= interval.high
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("samples", [2, 5, 200])
+def test_with_one_draw_the_interval_of_the_mean_is_students(samples, confidence):
+    values = np.random.default_rng(0).exponential(size=(samples, 1))
+    student = stats.ttest_1samp(values[:, 0], 0).confidence_interval(confidence)
+    assert limits(mean_interval(values, confidence)) == pytest.approx((values.mean(), *student), rel=1e-12)
+
+
+@pytest.mark.parametrize("draws", [2, 3, 9])
+def test_with_few_draws_it_is_welch_and_satterthwaites_over_samples_and_draws(draws):
+    values = crossed(np.random.default_rng(0), 30, draws, (0.5, 0.2, 0.3))
+    of_samples = sum((row.mean() - values.mean()) ** 2 for row in values) / 29 / 30
+    of_draws = sum((column.mean() - values.mean()) ** 2 for column in values.T) / (draws - 1) / draws
+    freedom = (of_samples + of_draws) ** 2 / (of_samples**2 / 29 + of_draws**2 / (draws - 1))
+    low, high = stats.t(freedom, values.mean(), np.sqrt(of_samples + of_draws)).interval(0.95)
+    assert limits(mean_interval(values)) == pytest.approx((values.mean(), low, high), rel=1e-12)
+
+
+def test_from_ten_draws_on_it_is_the_bootstrap_of_samples_and_draws():
+    generator = np.random.default_rng(0)
+    values = crossed(generator, 12, DRAWS_FOR_BOOTSTRAP, (0.3, 0.4, 0.3))
+    values[0, 3] = values[5, 5:] = NAN
+    means = [
+        np.nanmean(values[generator.integers(12, size=12)][:, generator.integers(10, size=10)]) for _ in range(20_000)
+    ]
+    interval = mean_interval(values)
+    assert interval.value == pytest.approx(np.nanmean(values), rel=1e-12)
+    # Two bootstraps of this size differ by a hundredth of the width at most.
+    expected = np.quantile(means, [0.025, 0.975])
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=0.02 * (expected[1] - expected[0]))
+
+
+COVERAGE = [
+    (samples, draws, shares)
+    for samples, draws, every in [
+        (50, 1, [(1, 0, 0), (0.5, 0, 0.5), (0, 0, 1)]),
+        (200, 1, [(1, 0, 0), (0.5, 0, 0.5), (0, 0, 1)]),
+        (100, 3, [(1, 0, 0), (0.8, 0.1, 0.1), (0.3, 0.4, 0.3), (0, 1, 0), (0, 0, 1)]),
+        (200, 3, [(1, 0, 0), (0.8, 0.1, 0.1), (0.3, 0.4, 0.3), (0, 1, 0), (0, 0, 1)]),
+        (100, 10, [(1, 0, 0), (0.8, 0.1, 0.1), (0.5, 0.05, 0.45)]),
+        (200, 10, [(1, 0, 0), (0.8, 0.1, 0.1), (0.5, 0.05, 0.45)]),
+    ]
+    for shares in every
+]
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch):
+    """A tenth of the resamples: each limit moves a little at random, coverage does not."""
+    statistics._resamples.cache_clear()
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    # Threads cost more than they bring for matrices of this size.
+    with threadpool_limits(1):
+        yield
+    statistics._resamples.cache_clear()
+
+
+@pytest.mark.parametrize(("samples", "draws", "shares"), COVERAGE)
+@pytest.mark.usefixtures("fewer_resamples")
+def test_the_interval_of_the_mean_covers_the_mean_of_the_population(samples, draws, shares):
+    runs = 2000 if draws < DRAWS_FOR_BOOTSTRAP else 500
+    generator = np.random.default_rng(2)
+    hits = sum(holds(mean_interval(crossed(generator, samples, draws, shares)), 0) for _ in range(runs))
+    print(f"{samples} samples, {draws} draws, shares {shares}: {hits / runs:.4f}")
+    # Three standard errors of a simulated share beyond 0.92 and 0.995.
+    error = 3 * np.sqrt(0.05 * 0.95 / runs)
+    assert 0.92 - error < hits / runs < 0.995 + error
+
+
+def test_with_one_draw_the_interval_says_nothing_about_other_draws():
+    generator = np.random.default_rng(0)
+    hits = sum(holds(mean_interval(crossed(generator, 100, 1, (0.5, 0.5, 0))), 0) for _ in range(500))
+    assert hits / 500 < 0.3
+
+
+@pytest.mark.parametrize("draws", [1, 4, 12])
+def test_the_mean_and_its_interval_follow_units(draws):
+    values = crossed(np.random.default_rng(0), 20, draws, (0.4, 0.3, 0.3))
+    value, low, high = limits(mean_interval(values))
+    assert limits(mean_interval(3 * values - 2)) == pytest.approx((3 * value - 2, 3 * low - 2, 3 * high - 2), rel=1e-9)
+    assert limits(mean_interval(-values)) == pytest.approx((-value, -high, -low), rel=1e-9)
+
+
+@pytest.mark.parametrize("draws", [4, 12])
+def test_the_same_values_give_the_same_interval_without_global_randomness(draws):
+    values = crossed(np.random.default_rng(0), 20, draws, (0.4, 0.3, 0.3))
+    first = mean_interval(values)
+    statistics._resamples.cache_clear()
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    assert mean_interval(values) == first
+    assert (np.random.get_state()[1] == before).all()
+
+
+@pytest.mark.parametrize("draws", [1, 4, 12])
+def test_samples_and_draws_of_which_nothing_is_defined_are_left_out(draws):
+    values = crossed(np.random.default_rng(0), 20, draws, (0.4, 0.3, 0.3)) + 5
+    holes = np.full((23, draws + 1), NAN)
+    holes[3:, :draws] = values
+    assert limits(mean_interval(holes)) == pytest.approx(limits(mean_interval(values)), rel=1e-12)
+
+
+@pytest.mark.parametrize("draws", [4, 12])
+def test_single_undefined_values_are_left_out_and_not_replaced(draws):
+    values = crossed(np.random.default_rng(0), 50, draws, (0.4, 0.3, 0.3)) + 5
+    holed = values.copy()
+    holed[np.random.default_rng(1).random(values.shape) < 0.3] = NAN
+    full, interval = mean_interval(values), mean_interval(holed)
+    assert interval.value == pytest.approx(np.nanmean(holed), rel=1e-12)
+    # Any replacement by zero would move the mean of 5 by 1.5.
+    assert interval.low == pytest.approx(full.low, abs=0.2)
+    assert interval.high == pytest.approx(full.high, abs=0.2)
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (4, 1), (4, 3), (4, 12)])
+def test_nothing_defined_has_no_mean(shape):
+    np.testing.assert_equal(limits(mean_interval(np.full(shape, NAN))), (NAN, NAN, NAN))
+    np.testing.assert_equal(limits(median_interval(np.full(shape, NAN)[:, 0])), (NAN, NAN, NAN))
+
+
+@pytest.mark.parametrize("draws", [1, 3, 12])
+def test_one_sample_has_a_mean_and_no_limits(draws):
+    np.testing.assert_equal(limits(mean_interval(np.full((1, draws), 2.0))), (2.0, NAN, NAN))
+
+
+@pytest.mark.parametrize("draws", [1, 3, 12])
+def test_equal_values_have_an_interval_without_width(draws):
+    assert mean_interval(np.full((9, draws), 0.25)) == Interval(0.25, 0.25, 0.25)
+
+
+def miss(samples, rank):
+    """How often the order statistics `rank` and `samples + 1 - rank` do not hold the median, exactly."""
+    return 2 * sum(comb(samples, below) for below in range(rank)) / 2**samples
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("samples", [*range(1, 30), 100, 201])
+def test_the_interval_of_the_median_is_the_narrowest_pair_that_holds_it_often_enough(samples, confidence):
+    values = np.arange(1.0, samples + 1)
+    ranks = [rank for rank in range(1, samples // 2 + 1) if miss(samples, rank) <= 1 - confidence]
+    expected = (max(ranks), samples + 1 - max(ranks)) if ranks else (NAN, NAN)
+    interval = median_interval(np.random.default_rng(0).permutation(values), confidence)
+    np.testing.assert_equal(limits(interval), ((samples + 1) / 2, *expected))
+
+
+@pytest.mark.parametrize("samples", [6, 25, 60])
+def test_the_interval_of_the_median_covers_as_often_as_the_binomial_says(samples):
+    runs = 4000
+    values = np.random.default_rng(3).exponential(size=(runs, samples))
+    hits = sum(holds(median_interval(row), np.log(2)) for row in values) / runs
+    expected = 1 - max(p for p in (miss(samples, rank) for rank in range(1, samples // 2 + 1)) if p <= 0.05)
+    print(f"median of {samples}: {hits:.4f}, exactly {expected:.4f}")
+    assert hits == pytest.approx(expected, abs=3 * np.sqrt(expected * (1 - expected) / runs))
+
+
+def test_the_median_leaves_out_what_is_undefined():
+    values = np.random.default_rng(0).standard_normal(31)
+    holed = np.insert(values, [0, 4, 31], NAN)
+    assert median_interval(holed) == median_interval(values)
+    assert median_interval(holed).value == np.median(values)
+
+
+FLOOR, CEILING = 0.1, 0.9
+
+
+def similarities(left=0.0, samples=100, draws=10, noise=0.0, ceiling=CEILING, random=FLOOR, output=0.0, undefined=0):
+    """Arguments of `survival` in which the share `left` of the similarity above chance survives."""
+    generator = np.random.default_rng(0)
+
+    def around(mean, count):
+        errors = crossed(generator, samples, count, (0.4, 0.2, 0.4))
+        return mean + noise * (errors - errors.mean())
+
+    test = around(FLOOR + left * (ceiling - FLOOR), draws)
+    test.flat[:undefined] = NAN
+    return test, around(FLOOR, draws), around(random, draws - 1), np.full((samples, 1), ceiling), output
+
+
+BELOW = r"at most \d+% of the similarity above chance survives"
+ABOVE = r"at least \d+% of the similarity above chance survives"
+BETWEEN = r"\d+% to \d+% of the similarity above chance survives"
+
+
+@pytest.mark.parametrize(
+    ("left", "verdict", "reason"),
+    [
+        (-0.5, "PASS", BELOW),
+        (0.0, "PASS", BELOW),
+        (0.35, "INCONCLUSIVE", BETWEEN),
+        (1.0, "FAIL", ABOVE),
+    ],
+)
+def test_how_much_survives_decides_the_verdict(left, verdict, reason):
+    result = survival(*similarities(left, noise=0.05))
+    assert result.verdict == verdict
+    assert re.fullmatch(reason, result.reason)
+    assert result.survival.value == pytest.approx(left, abs=1e-12)
+    assert result.survival.low < result.survival.value < result.survival.high
+
+
+@pytest.mark.parametrize(("left", "verdict"), [(0.195, "PASS"), (0.505, "FAIL")])
+def test_the_limits_of_the_interval_must_pass_the_thresholds_and_not_its_middle(left, verdict):
+    assert survival(*similarities(left)).verdict == verdict
+    wide = survival(*similarities(left, noise=0.3))
+    assert wide.verdict == "INCONCLUSIVE"
+    assert wide.survival.value == pytest.approx(left, abs=1e-12)
+
+
+THRESHOLDS = {
+    "pass": ({"left": 0.1999}, "PASS", {"left": 0.2001}, "INCONCLUSIVE", BETWEEN),
+    "fail": ({"left": 0.4999}, "INCONCLUSIVE", {"left": 0.5001}, "FAIL", ABOVE),
+    "draws": ({"draws": 10}, "PASS", {"draws": 9}, "INCONCLUSIVE", "9 draws, a verdict needs 10"),
+    "ceiling": ({"ceiling": 0.501}, "PASS", {"ceiling": 0.499}, "INVALID", "uninformative: .* agree to 0.50 only"),
+    "random": ({"random": 0.849}, "PASS", {"random": 0.851}, "FAIL", "two randomized networks give the same map.*"),
+    "output": ({"output": 0.499}, "PASS", {"output": 0.511}, "INVALID", ".*output hardly changed .correlation 0.51."),
+    "undefined": ({"undefined": 100}, "PASS", {"undefined": 101}, "INVALID", "10% of the comparisons are undefined.*"),
+}
+
+
+@pytest.mark.parametrize(("before", "verdict", "after", "other", "reason"), THRESHOLDS.values(), ids=THRESHOLDS)
+def test_the_verdict_changes_at_each_threshold(before, verdict, after, other, reason):
+    assert survival(*similarities(**before)).verdict == verdict
+    result = survival(*similarities(**after))
+    assert result.verdict == other
+    assert re.fullmatch(reason, result.reason)
+
+
+@pytest.mark.parametrize(
+    ("case", "verdict"),
+    [
+        ({"left": 1.0, "ceiling": 1.0, "random": 1.0}, "FAIL"),
+        ({"left": 0.0, "random": CEILING}, "FAIL"),
+        ({"left": 0.0, "random": 1.0}, "FAIL"),
+        ({"left": 0.0, "ceiling": 0.0}, "INVALID"),
+        ({"left": 0.0, "ceiling": -0.3}, "INVALID"),
+        ({"left": 1.0, "output": 1.0}, "INVALID"),
+        ({"left": 1.0, "undefined": 500}, "INVALID"),
+        ({"left": 0.0, "draws": 2}, "INCONCLUSIVE"),
+        ({"left": 1.0, "draws": 3}, "INCONCLUSIVE"),
+    ],
+)
+def test_controls_get_the_verdict_that_is_known_beforehand(case, verdict):
+    assert survival(*similarities(**case)).verdict == verdict
+
+
+def test_survival_is_a_ratio_of_means_with_the_bootstrap_of_whole_samples_and_draws():
+    generator = np.random.default_rng(0)
+    ability = generator.random((15, 1))
+    test = ability * (0.4 + 0.2 * generator.standard_normal((1, 10))) + 0.1 * generator.standard_normal((15, 10))
+    floor = 0.2 * ability + 0.05 * generator.standard_normal((15, 10))
+    ceiling = 0.7 + 0.3 * ability
+    test[2, 4:] = NAN
+    result = survival(test, floor, floor[:, 1:], ceiling, 0.0)
+
+    def ratio(rows=slice(None), columns=slice(None)):
+        s, f, c = np.nanmean(test[rows][:, columns]), floor[rows][:, columns].mean(), ceiling[rows].mean()
+        return (s - f) / (c - f)
+
+    ratios = [ratio(generator.integers(15, size=15), generator.integers(10, size=10)) for _ in range(10_000)]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    assert result.survival.value == pytest.approx(ratio(), rel=1e-12)
+    assert (result.survival.low, result.survival.high) == pytest.approx((low, high), abs=0.03 * (high - low))
+    means = result.similarity, result.floor_shift, result.floor_random, result.ceiling
+    assert means == pytest.approx((np.nanmean(test), floor.mean(), floor[:, 1:].mean(), ceiling.mean()), rel=1e-12)
