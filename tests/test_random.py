@@ -31,6 +31,7 @@ def words(text):
         ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
         ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
     ],
+    ids=["zeros", "ones", "pi"],
 )
 def test_philox_gives_the_published_known_answers(counter, key, expected):
     assert philox(torch.tensor(words(counter)), tuple(words(key))).tolist() == words(expected)

@@ -1,0 +1,99 @@
+"""Speed against the floor: the passes that the bare model needs for the same work. Prints a Markdown table.
+
+The floor of a method or metric is its counted forward and backward sample-passes times what the bare model needs for
+one at its best batch size. Times are of one machine and noisy; the ratios are of one run.
+"""
+
+import argparse
+import platform
+import time
+
+import torch
+
+import harness
+from harness.api import torch_device
+from harness.data import load_data
+from harness.models import model_source
+
+BATCHES = (16, 32, 64, 128, 256)
+METRICS = [
+    {"metric": "parameter_randomization", "full_draws": 3, "cascade_draws": 1},
+    "completeness",
+    {"metric": "pixel_flipping", "fill": "black"},
+    {"metric": "occlusion_faithfulness", "fill": "black"},
+]
+
+
+def best(function, samples, device):
+    """Seconds for one sample at the best batch size, the fastest of three tries each."""
+    times = []
+    for batch in BATCHES:
+        x = samples[torch.arange(batch) % len(samples)]
+        function(x)
+        for _ in range(3):
+            _wait(device)
+            started = time.perf_counter()
+            function(x)
+            _wait(device)
+            times.append((time.perf_counter() - started) / batch)
+    return min(times)
+
+
+def _wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def floors(model, samples, device):
+    """Seconds that the bare model needs for a forward sample-pass, and for a forward and a backward one."""
+
+    def forward(x):
+        with torch.no_grad():
+            model(x)
+
+    def both(x):
+        leaf = x.clone().requires_grad_()
+        torch.autograd.grad(model(leaf).sum(), leaf)
+
+    return best(forward, samples, device), best(both, samples, device)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--samples", type=int, default=200)
+    arguments = parser.parse_args()
+    device = torch_device(arguments.device)
+    source = model_source("mnist-cnn")
+    data = load_data(source.data)
+    torch.manual_seed(0)
+    model = source.build().eval().to(device)
+    x = data.x[: arguments.samples].to(device)
+    forward, both = floors(model, x, device)
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}")
+    print(f"bare mnist-cnn: {1 / forward:,.0f} forward, {1 / both:,.0f} forward and backward sample-passes a second\n")
+
+    methods = [n for n, entry in harness.METHODS.items() if entry.family != "control"]
+    for name in methods:
+        harness.explain(model, x[:2], method=name, space=data.space)  # the first call of an operator is slower
+    results = harness.evaluate(model, x, methods=methods, metrics=METRICS, space=data.space, build=source.build)
+    cells = results.cells[results.cells["status"] == "done"]
+
+    def ratio(seconds, forwards, backwards):
+        return seconds / ((forwards - backwards) * forward + backwards * both)
+
+    print("| what | forward | backward | seconds | times the floor |\n| --- | --- | --- | --- | --- |")
+    for method, row in cells.groupby("method", sort=False).first().iterrows():
+        cost = (row["maps_seconds"], row["maps_forward"], row["maps_backward"])
+        print(f"| maps of {method} | {cost[1]} | {cost[2]} | {cost[0]:.2f} | {ratio(*cost):.2f} |")
+    for metric in cells["metric"].unique():
+        for method in ("gradient", "integrated_gradients"):
+            row = cells[(cells["metric"] == metric) & (cells["method"] == method)]
+            if len(row):
+                cost = (row["seconds"].iloc[0], int(row["forward"].iloc[0]), int(row["backward"].iloc[0]))
+                print(f"| {metric}, {method} | {cost[1]} | {cost[2]} | {cost[0]:.2f} | {ratio(*cost):.2f} |")
+
+
+if __name__ == "__main__":
+    main()

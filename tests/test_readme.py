@@ -1,0 +1,63 @@
+"""The README is true: its code runs, its study is valid, its files are there."""
+
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+import harness
+from harness.study import load_study
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(8 * 16, 5)
+    ).eval()
+
+
+def test_the_lines_for_ones_own_model_run(capsys):
+    torch.manual_seed(0)
+    scope = {"model": build(), "x": torch.rand(6, 3, 16, 16), "build": build}
+    exec(blocks("python")[0], scope)
+    assert "guided_backprop" in capsys.readouterr().out
+    assert scope["results"].failures.empty
+    assert harness.explain(scope["model"], scope["x"], method="smoothgrad", samples=2).shape == (6, 3, 16, 16)
+
+
+def test_the_study_is_valid():
+    resolved = load_study(yaml.safe_load(blocks("yaml")[0]))
+    assert [metric.label for metric in resolved.metrics][1:] == [
+        f"pixel_flipping[fill={f}]" for f in ("black", "grey", "blur")
+    ]
+
+
+def test_the_new_method_and_metric_run(tmp_path):
+    (tmp_path / "mine.py").write_text(blocks("python")[1])
+    from harness.study import load_plugin
+
+    load_plugin(tmp_path / "mine.py")
+    results = harness.evaluate(
+        build(), torch.rand(4, 3, 16, 16), methods=["squared_gradient"], metrics=["largest_value"]
+    )
+    assert results.records["value"].gt(0).all()
+    assert len(results.records) == 4
+
+
+def test_what_it_points_to_is_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_its_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
