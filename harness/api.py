@@ -205,12 +205,15 @@ def _environment(device: torch.device) -> dict[str, Any]:
 
 
 def _warn_of_other_versions(folder: Folder, groups: Sequence[Group]) -> None:
-    infos = [info for group in groups for task in group.tasks if (info := folder.info(task.cell))]
-    for what, field, now in (("this package", "code", code_hash()), ("torch", "torch", torch.__version__)):
-        old = sum(info[field] != now for info in infos)
-        if old:
+    tasks = [task for group in groups for task in group.tasks]
+    finished = [(task, info) for task in tasks if (info := folder.info(task.cell))]
+    for what, count in (
+        ("the code", sum(info["code"] != task.code for task, info in finished)),
+        ("torch", sum(info["torch"] != torch.__version__ for _, info in finished)),
+    ):
+        if count:
             warnings.warn(
-                f"{old} finished cells of {folder.path} were computed with another version of {what}; "
+                f"{count} finished cells of {folder.path} were computed with another version of {what}; "
                 "they are used as they are. For a fresh start use another --out.",
                 stacklevel=3,
             )

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -118,13 +119,18 @@ def main() -> None:
     from harness.registry import UnknownNameError
 
     try:
-        app()
+        # Not standalone: there click would turn an interrupt into exit code 1.
+        code = app(standalone_mode=False)
     except (InputError, UnknownNameError) as error:
         errors.print(f"[bold red]error:[/] {_plain(str(error))}")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, click.Abort):
         errors.print("interrupted; finished cells are kept, run the same command again to go on")
         raise SystemExit(130) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _show(results: "Results", folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.case import Passes
-from harness.plan import Group, Task, code_hash, numerics
+from harness.plan import Group, Task, numerics
 from harness.rows import rows_of
 from harness.store import Part, Store
 from harness.training import Progress
@@ -25,11 +25,11 @@ def execute(groups: Sequence[Group], store: Store, *, seed: int, chunk: int, pro
         chunk: how many samples go through a model at once.
         progress: told before each cell.
     """
-    code, total, done = code_hash(), sum(len(group.tasks) for group in groups), 0
+    total, done = sum(len(group.tasks) for group in groups), 0
     for group in groups:
         pending = [task for task in group.tasks if store.info(task.cell) is None]
         done += len(group.tasks) - len(pending)
-        runner = _Runner(group, seed, chunk, code)
+        runner = _Runner(group, seed, chunk)
         for task in pending:
             progress("cells", done / total, f"{task.cell.model} · {task.cell.method} · {task.cell.metric}")
             runner.run(task, store)
@@ -40,8 +40,8 @@ def execute(groups: Sequence[Group], store: Store, *, seed: int, chunk: int, pro
 class _Runner:
     """Runs the tasks of one group. The maps are computed once, also if that fails."""
 
-    def __init__(self, group: Group, seed: int, chunk: int, code: str) -> None:
-        self.group, self.code = group, code
+    def __init__(self, group: Group, seed: int, chunk: int) -> None:
+        self.group = group
         self.case = group.case(seed=seed, chunk=chunk)
         self.maps_cost: dict[str, Any] | None = None
         self.maps_error: Exception | None = None
@@ -110,7 +110,7 @@ class _Runner:
             "matmul_precision": precision,
             "model_form": form,
             "chunk": self.case.chunk,
-            "code": self.code,
+            "code": task.code,
             "torch": torch.__version__,
         }
 

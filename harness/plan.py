@@ -1,7 +1,9 @@
 """From subjects, methods and metrics to cells, each with the key under which its result is stored."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """A cell with what it takes to compute it. `lacks` is why it is not applicable, or empty."""
+    """A cell with what it takes to compute it.
+
+    Attributes:
+        cell: its key and labels.
+        metric: the metric.
+        options: the metric's options.
+        lacks: why it is not applicable, or empty.
+        code: a hash of the code that computes it.
+    """
 
     cell: Cell
     metric: Metric
     options: dict[str, Any]
     lacks: str
+    code: str
 
 
 @dataclass(frozen=True)
@@ -102,11 +113,18 @@ def numerics(subject: Subject) -> tuple[str, str, str, str]:
     return subject.x.device.type, str(subject.x.dtype), torch.get_float32_matmul_precision(), "eager"
 
 
-def code_hash() -> str:
-    """A hash of our own source files, stored with every cell; not part of its key."""
+def code_hash(*functions: Callable[..., Any]) -> str:
+    """A hash of our own source files and of those of the functions; stored with every cell, not part of its key."""
     packages = (catalogue.__file__, catalogue.methods.__file__, catalogue.metrics.__file__)
-    files = sorted(file for package in packages for file in Path(str(package)).parent.glob("*.py"))
-    return digest(*(file.read_bytes() for file in files))
+    files = {file for package in packages for file in Path(str(package)).parent.glob("*.py")}
+    files |= {Path(file) for each in functions if (file := inspect.getsourcefile(inspect.unwrap(each)))}
+    return digest(*(content_of(file) for file in sorted(files) if file.is_file()))
+
+
+@cache
+def content_of(file: Path) -> bytes:
+    """The bytes of a source file, as they were when they were first asked for."""
+    return file.read_bytes()
 
 
 def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metric: Chosen, seed: int) -> Task:
@@ -124,7 +142,8 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
         numerics(block),
     )
     cell = Cell(key, block.label, block.source.model_seed, block.dataset, method.label, metric.label, index)
-    return Task(cell, metric.entry, options, lacking(block, explainer.method, metric.entry.needs))
+    code = code_hash(explainer.method.function, metric.entry.function)
+    return Task(cell, metric.entry, options, lacking(block, explainer.method, metric.entry.needs), code)
 
 
 def _named(chosen: Chosen, space: InputSpace) -> dict[str, Any]:

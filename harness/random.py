@@ -98,7 +98,7 @@ class Draws:
             self.samples[:, 1:].expand_as(position),
         ]
         words = philox(torch.stack(counter), self.key)
-        return words.permute(1, 2, 0).reshape(n, -1)[:, :size].reshape(n, *shape)
+        return words.permute(1, 2, 0).flatten(1)[:, :size].reshape(n, *shape)
 
     def uniform(self, *shape: int, draw: int = 0) -> Float[Tensor, "n ..."]:
         """Uniform numbers in the open interval (0, 1), float64."""

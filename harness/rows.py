@@ -103,8 +103,8 @@ def _reasons(
             if marked.shape != part.shape:
                 raise ValueError(f"{_name(score)}: the reason {reason!r} has another shape than the values")
             if (marked & (part >= 0)).any():
-                sample = _sample(samples, marked & (part >= 0))
-                raise ValueError(f"{_name(score)}: sample {sample} has two reasons, one is {reason!r}")
+                whose = _whose(score, samples, marked & (part >= 0))
+                raise ValueError(f"{_name(score)}: the value of {whose} has two reasons, one is {reason!r}")
             if reason not in names:
                 names.append(reason)
             part[marked] = names.index(reason)
@@ -115,7 +115,7 @@ def _reasons(
             ("has a reason but a value", ~np.isnan(column) & (part >= 0)),
         ):
             if where.any():
-                raise ValueError(f"{_name(score)}: the value of sample {_sample(samples, where)} {problem}")
+                raise ValueError(f"{_name(score)}: the value of {_whose(score, samples, where)} {problem}")
     return names, codes
 
 
@@ -124,5 +124,5 @@ def _name(score: Score) -> str:
     return f"score {score.measure!r} ({', '.join(place)})"
 
 
-def _sample(samples: Sequence[str], where: np.ndarray) -> str:
-    return repr(samples[int(np.argmax(where))]) if len(where) == len(samples) else "of the model"
+def _whose(score: Score, samples: Sequence[str], where: np.ndarray) -> str:
+    return f"sample {samples[int(np.argmax(where))]!r}" if score.values.ndim else "the model"

@@ -32,10 +32,13 @@ class InputSpace:
 
     Attributes:
         kind: image [n,c,h,w], signal [n,c,t] or table [n,f].
-        mean: mean of each channel in pixel units; None if nothing is declared.
+        mean: mean of each channel in pixel units (one number serves all); None if nothing is declared.
         std: its standard deviation in pixel units; None if nothing is declared.
         low: the smallest valid pixel value.
         high: the largest valid pixel value.
+
+    Raises:
+        InputError: mean without std, numbers that do not fit each other, an empty range.
     """
 
     kind: Kind
@@ -43,6 +46,26 @@ class InputSpace:
     std: tuple[float, ...] | None = None
     low: float = 0.0
     high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise InputError(f"InputSpace: mean and std come together, one each a channel; got {self.mean}, {self.std}")
+        if self.low >= self.high or any(deviation <= 0 for deviation in self.std or ()):
+            raise InputError(f"InputSpace: expected low < high and std > 0, got {self.low}, {self.high} and {self.std}")
+
+    def check(self, x: Float[Tensor, "n ..."]) -> None:
+        """Check that inputs can come from this space.
+
+        Raises:
+            InputError: the number of axes or of channels differs.
+        """
+        axes = 2 + SPATIAL_AXES[self.kind]
+        if x.ndim != axes:
+            raise InputError(
+                f"a space of kind {self.kind!r} has inputs with {axes} axes, got x of shape {list(x.shape)}"
+            )
+        if self.mean is not None and len(self.mean) not in (1, x.shape[1]):
+            raise InputError(f"the space declares {len(self.mean)} channels, x has {x.shape[1]}")
 
     @classmethod
     def undeclared(cls, x: Float[Tensor, "n ..."]) -> "InputSpace":
@@ -104,7 +127,7 @@ class InputSpace:
             pixel = self.low + (self.high - self.low) * uniform
         else:
             pixel = torch.full_like(x, self.low + (self.high - self.low) * LEVELS[name])
-        return ((pixel - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)).expand_as(x)
+        return ((pixel - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)).expand_as(x).clone()
 
     def _per_channel(self, values: tuple[float, ...] | None, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "..."]:
         tensor = torch.tensor(values, dtype=x.dtype, device=x.device)

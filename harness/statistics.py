@@ -4,7 +4,6 @@ Values come as matrices [samples, draws]; NaN marks what is undefined and is lef
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -14,8 +13,7 @@ from scipy import stats
 Values = Float[np.ndarray, "samples draws"]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
 
-RESAMPLES = 10_000
-DRAWS_FOR_BOOTSTRAP = 10
+DRAWS_FOR_VERDICT = 10
 
 PASS_BELOW = 0.2
 FAIL_ABOVE = 0.5
@@ -35,12 +33,12 @@ class Interval:
 
 
 def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
-    r"""The mean over samples and draws, for a population of both.
+    r"""The mean over samples and draws, for a population of both: a t-interval for crossed random effects.
 
-    From 10 draws on the two-way (pigeonhole) percentile bootstrap, resampling samples and draws. Below that it is
-    too narrow, so a t-interval: $\mathrm{se}^2 = s_r^2 / n + s_c^2 / D$ with $s_r$, $s_c$ the standard deviations
-    of the means of samples and of draws, degrees of freedom by Welch and Satterthwaite. With one draw this is
-    Student's interval of the mean over samples.
+    $\mathrm{se}^2 = s_r^2 / n + s_c^2 / D$ with $s_r$, $s_c$ the standard deviations of the means of samples and of
+    draws, degrees of freedom by Welch and Satterthwaite; with one draw it is Student's interval over samples.
+    Simulated coverage is 0.92 to 0.99 from three draws on, 0.94 to 0.99 from ten on. A two-way percentile
+    bootstrap does worse at the numbers of draws that are affordable: 0.90 to 0.999 at ten.
     """
     values = _defined(values)
     if values.size == 0:
@@ -49,9 +47,6 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
     samples, draws = values.shape
     if samples < 2:
         return Interval(mean, np.nan, np.nan)
-    if draws >= DRAWS_FOR_BOOTSTRAP:
-        low, high = np.quantile(_bootstrap_means(values), [(1 - confidence) / 2, (1 + confidence) / 2])
-        return Interval(mean, float(low), float(high))
     parts = [(np.nanvar(np.nanmean(values, 1), ddof=1) / samples, samples - 1)]
     if draws > 1:
         parts.append((np.nanvar(np.nanmean(values, 0), ddof=1) / draws, draws - 1))
@@ -108,40 +103,49 @@ def survival(
     r"""How much of a map survives the randomization of its network: $r = (s - F) / (C - F)$, a ratio of means.
 
     F is the shift floor, C the re-run ceiling. PASS if the upper limit of r is below 0.2; FAIL if the lower limit
-    is above 0.5, or if two randomized networks agree to within 0.05 of the ceiling; else INCONCLUSIVE. INVALID if
-    more than 10 % of the pairs are undefined, the network's own output did not change, or C is below 0.5. The
-    thresholds are conventions of this harness, and the constants of this module.
+    is above 0.5, or if two randomized networks agree to within 0.05 of the ceiling; else, or with fewer than 10
+    draws, INCONCLUSIVE. INVALID if more than 10 % of the pairs are undefined, the network's own output did not
+    change, C is below 0.5, or any of these is unknown; r is then NaN. The thresholds are conventions of this
+    harness, and the constants of this module.
 
     Args:
         test: similarity of trained and randomized maps.
         floor_shift: with the randomized map shifted on the torus.
-        floor_random: of pairs of randomized networks; one draw less.
+        floor_random: of pairs of randomized networks.
         ceiling: of two calls on the trained network.
         output_similarity: mean correlation of trained and randomized logits.
     """
-    with np.errstate(invalid="ignore"):
-        s, shift, random, top = (
-            float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for v in (test, floor_shift, floor_random, ceiling)
-        )
+    means = [
+        float(np.nanmean(v)) if (~np.isnan(v)).any() else np.nan for v in (test, floor_shift, floor_random, ceiling)
+    ]
+    similarity, shift, random, top = means
     undefined = float(np.isnan(test).mean())
-    r = _survival_interval(test, floor_shift, ceiling)
-    verdict, reason = _judge(r, random, top, undefined, output_similarity, test.shape[1])
-    return Survival(verdict, reason, r, s, shift, random, top)
+    invalid = _invalid(undefined, output_similarity, top, shift, random)
+    if invalid:
+        return Survival("INVALID", invalid, Interval(np.nan, np.nan, np.nan), similarity, shift, random, top)
+    r = _ratio_interval(test - floor_shift, ceiling - floor_shift)
+    verdict, reason = _judge(r, top - random, test.shape[1])
+    return Survival(verdict, reason, r, similarity, shift, random, top)
 
 
-def _judge(
-    r: Interval, random: float, ceiling: float, undefined: float, output: float, draws: int
-) -> tuple[Verdict, str]:
+def _invalid(undefined: float, output: float, ceiling: float, shift: float, random: float) -> str:
+    """Why nothing can be concluded, or empty."""
     if undefined > DEGENERATE_AT_MOST:
-        return "INVALID", f"{undefined:.0%} of the comparisons are undefined (constant maps)"
-    if output > OUTPUT_AT_MOST:
-        return "INVALID", f"the network's own output hardly changed (correlation {output:.2f})"
-    if ceiling < CEILING_AT_LEAST:
-        return "INVALID", f"uninformative: two calls on the same network agree to {ceiling:.2f} only"
-    if ceiling - random < CEILING_ABOVE_RANDOM:
+        return f"{undefined:.0%} of the comparisons are undefined (constant maps)"
+    if not output <= OUTPUT_AT_MOST:
+        return f"the network's own output hardly changed (correlation {output:.2f})"
+    if not ceiling >= CEILING_AT_LEAST:
+        return f"uninformative: two calls on the same network agree to {ceiling:.2f} only"
+    if np.isnan(shift) or np.isnan(random):
+        return "the level of chance is unknown: a floor has no defined value (it needs two draws)"
+    return ""
+
+
+def _judge(r: Interval, above_random: float, draws: int) -> tuple[Verdict, str]:
+    if above_random < CEILING_ABOVE_RANDOM:
         return "FAIL", "two randomized networks give the same map: it does not depend on parameters"
-    if draws < DRAWS_FOR_BOOTSTRAP:
-        return "INCONCLUSIVE", f"{draws} draws, a verdict needs {DRAWS_FOR_BOOTSTRAP}"
+    if draws < DRAWS_FOR_VERDICT:
+        return "INCONCLUSIVE", f"{draws} draws, a verdict needs {DRAWS_FOR_VERDICT}"
     if r.high < PASS_BELOW:
         return "PASS", f"at most {max(r.high, 0):.0%} of the similarity above chance survives"
     if r.low > FAIL_ABOVE:
@@ -149,36 +153,15 @@ def _judge(
     return "INCONCLUSIVE", f"{r.low:.0%} to {r.high:.0%} of the similarity above chance survives"
 
 
-def _survival_interval(test: Values, floor: Values, ceiling: Float[np.ndarray, "samples 1"]) -> Interval:
-    if test.shape[0] < 2 or test.shape[1] < 2 or not np.isfinite(ceiling).any():
-        return Interval(np.nan, np.nan, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        s, f, c = (_bootstrap_means(v) for v in (test, floor, np.broadcast_to(ceiling, test.shape)))
-        means = [np.nanmean(v) for v in (test, floor, ceiling)]
-        value = (means[0] - means[1]) / (means[2] - means[1])
-        low, high = np.nanquantile((s - f) / (c - f), [0.025, 0.975])
-    return Interval(float(value), float(low), float(high))
+def _ratio_interval(numerator: Values, denominator: Values) -> Interval:
+    """The ratio of two means, with the interval of the mean of its linearisation (delta method)."""
+    denominator = np.where(np.isnan(numerator), np.nan, denominator)
+    scale = np.nanmean(denominator)
+    ratio = np.nanmean(numerator) / scale
+    return mean_interval(ratio + (numerator - ratio * denominator) / scale)
 
 
 def _defined(values: Values) -> Float[np.ndarray, "known_samples known_draws"]:
     """Without the samples and draws of which nothing is defined."""
     values = values[~np.isnan(values).all(1)]
     return values[:, ~np.isnan(values).all(0)] if len(values) else values
-
-
-def _bootstrap_means(values: Values) -> Float[np.ndarray, " resamples"]:
-    """Means over resampled samples and draws; the same resamples for every matrix of one shape, so pairs stay pairs."""
-    samples, draws = values.shape
-    rows, columns = _resamples(samples, 0), _resamples(draws, 1)
-    known = ~np.isnan(values)
-    total = ((rows @ np.where(known, values, 0)) * columns).sum(1)
-    count = ((rows @ known.astype(np.float64)) * columns).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return total / count
-
-
-@lru_cache(maxsize=16)
-def _resamples(size: int, axis: int) -> Float[np.ndarray, "resamples size"]:
-    """How often each of `size` items is drawn in each resample."""
-    generator = np.random.Generator(np.random.Philox(key=[size, axis]))
-    return generator.multinomial(size, np.full(size, 1 / size), size=RESAMPLES).astype(np.float64)

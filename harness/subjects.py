@@ -96,6 +96,8 @@ def subject_of_tensors(
     Raises:
         InputError: the model or the samples cannot give right numbers; says which and what to do.
     """
+    space = space or InputSpace.undeclared(x)
+    space.check(x)
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != x.device:
         raise InputError(f"the model is on {parameter.device}, x on {x.device}: move one of them")
@@ -106,7 +108,7 @@ def subject_of_tensors(
     source = LoadedModel(model, build, seed, x[:1], x)
     explained = targets("label", logits, target, ids) if isinstance(target, Tensor) else targets(target, logits, y, ids)
     name = type(model).__name__
-    return Subject(name, "tensors", source, x, explained, ids, space or InputSpace.undeclared(x))
+    return Subject(name, "tensors", source, x, explained, ids, space)
 
 
 def checked_logits(model: nn.Module, x: Float[Tensor, "n ..."], ids: tuple[str, ...]) -> Float[Tensor, "n classes"]:

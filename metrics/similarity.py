@@ -1,6 +1,6 @@
 """How alike two batches of maps are, one number a pair, on the device that the maps are on.
 
-All are symmetric, at most 1, and exactly 1 for equal maps; NaN where a map is constant.
+All are symmetric, at most 1, and exactly 1 for equal maps. Correlations are NaN where a map is constant.
 """
 
 import torch
@@ -26,10 +26,12 @@ def ranks(values: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def pearson(a: Float[Tensor, "n *shape"], b: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
     r"""Pearson correlation of each pair: $\sum \hat a \hat b / \sqrt{\sum \hat a^2 \sum \hat b^2}$, centred."""
     a, b = (v.flatten(1).double() for v in (a, b))
+    # Rounding the mean of a constant leaves residues that would correlate.
+    constant = (a.amax(1) == a.amin(1)) | (b.amax(1) == b.amin(1))
     a, b = (v - v.mean(1, keepdim=True) for v in (a, b))
     # One square root of the product: for equal maps it gives back the sum itself, so the quotient is exactly 1.
     scale = ((a * a).sum(1) * (b * b).sum(1)).sqrt()
-    return ((a * b).sum(1) / scale).clamp(-1, 1)
+    return ((a * b).sum(1) / scale).clamp(-1, 1).masked_fill(constant, torch.nan)
 
 
 def spearman(a: Float[Tensor, "n *shape"], b: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:

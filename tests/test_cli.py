@@ -1,7 +1,9 @@
 """The command line: exit codes, messages and files, as a user meets them."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -112,3 +114,24 @@ def test_list_names_what_is_there(kind, names):
 
 def test_help_has_worked_examples():
     assert "harness run quickstart" in call("run", "--help").stdout
+
+
+def test_an_interrupt_exits_with_130_and_keeps_what_is_finished(tmp_path):
+    study = written(tmp_path)
+    process = subprocess.Popen(
+        [*HARNESS, "run", str(study)], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    cells, deadline = tmp_path / "results" / "small" / "cells", time.time() + 120
+    while not list(cells.glob("*.parquet")):
+        assert time.time() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"finished cells are kept" in message
+    assert not list(cells.glob(".*"))
+
+
+def test_an_unknown_verb_or_option_exits_with_two():
+    assert call("rum").returncode == 2
+    assert call("run", "quickstart", "--smaples", "5").returncode == 2

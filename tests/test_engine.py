@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 import harness
 from cases import Functional, network
 from harness import Results
-from harness.plan import plan
+from harness.data import load_data
+from harness.plan import content_of, plan
 from harness.progress import silent
 from harness.rows import RECORDS
 from harness.study import load_study
@@ -246,10 +248,38 @@ def test_more_samples_than_a_block_make_several_cells():
     assert len(results.records[results.records["measure"] == "residual"]) == 300
 
 
-def test_results_of_another_code_version_warn(undisturbed, monkeypatch):
-    monkeypatch.setattr("harness.api.code_hash", lambda: "another")
-    with pytest.warns(UserWarning, match="40 finished cells .* were computed with another version of this package"):
-        harness.run(small(), undisturbed.store.path)
+def test_results_of_another_torch_or_of_an_edited_plugin_warn(tmp_path, monkeypatch):
+    study = small(
+        plugins=[str(tmp_path / "p.py")], methods=["mine"], metrics=["occlusion_faithfulness"], controls=False
+    )
+    plugin = "from harness import method\n\n@method(family='control')\ndef mine(model, x, target):\n    return x * {}\n"
+    (tmp_path / "p.py").write_text(plugin.format(2))
+    harness.run(study, tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        harness.run(study, tmp_path / "run")
+    (tmp_path / "p.py").write_text(plugin.format(3))
+    content_of.cache_clear()
+    with pytest.warns(UserWarning, match="1 finished cells .* were computed with another version of the code"):
+        harness.run(study, tmp_path / "run")
+    monkeypatch.setattr(torch, "__version__", "0")
+    with pytest.warns(UserWarning, match="another version of torch"):
+        harness.run(study, tmp_path / "run")
+
+
+def test_only_correctly_classified_samples_where_they_are_asked_for(tmp_path):
+    data = {"source": "mnist-5k", "samples": 990, "select": "correct"}
+    with pytest.raises(harness.InputError, match=r"990 samples asked for, mnist-5k has 9\d\d \(correct\)"):
+        harness.run(small(data=data), tmp_path)
+    resolved = load_study(small(data={**data, "samples": 60}))
+    options = {"device": torch.device("cpu"), "samples": None, "progress": silent}
+    subject = subject_of_entry(resolved.models[0], resolved.study, **options)
+    plain = subject_of_entry(load_study(small(data="mnist-5k")).models[0], resolved.study, **options)
+    labels = dict(zip(plain.samples, load_data("mnist-5k").y.tolist(), strict=True))
+    assert [labels[sample] for sample in subject.samples] == subject.target.tolist()
+    predicted = dict(zip(plain.samples, plain.target.tolist(), strict=True))
+    wrong = [sample for sample in plain.samples[:62] if predicted[sample] != labels[sample]]
+    assert subject.samples == tuple(s for s in plain.samples if s not in wrong)[:60]
 
 
 def test_loading_a_folder_without_a_run_says_so(tmp_path):

@@ -187,7 +187,7 @@ def test_a_score_that_contradicts_itself_is_refused_by_measure_and_sample(proble
 def test_a_sample_with_two_reasons_is_refused_by_measure_and_sample():
     undefined = {"constant map": mask(False, True, True), "not finite": mask(True, True, False)}
     with pytest.raises(
-        ValueError, match=r"score 'spearman' \(test\): sample 's1' has two reasons, one is 'not finite'"
+        ValueError, match=r"score 'spearman' \(test\): the value of sample 's1' has two reasons, one is 'not finite'"
     ):
         rows_of([*FULL, per_sample(NAN, NAN, NAN, undefined=undefined)], SAMPLES, TARGET)
 

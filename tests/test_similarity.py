@@ -299,3 +299,11 @@ def test_offsets_are_uniform_over_all_but_zero(size):
     counts = moved.sum(0)
     assert float(counts[0]) == 0
     assert size == 2 or stats.chisquare(counts[1:].numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize("size", [5, 30, 784, 1000])
+def test_a_constant_whose_mean_is_rounded_still_has_no_correlation(size):
+    constant, other = torch.full((1, size), 0.1, dtype=torch.float64), torch.rand(1, size, dtype=torch.float64)
+    for measure in (pearson, spearman):
+        assert measure(constant, other).isnan()
+        assert measure(constant, constant).isnan()

@@ -189,3 +189,33 @@ def test_blur_does_not_depend_on_the_normalization():
 def test_a_table_has_no_blur(space):
     with pytest.raises(InputError, match="fill 'blur' needs neighbours, and a table has none"):
         space.fill("blur", batch("table"), DRAWS)
+
+
+def test_a_fill_owns_its_memory():
+    x = torch.rand(2, 1, 3, 3)
+    filled = InputSpace("image", (0.3,), (0.5,)).fill("mean", x, Draws.of(["a", "b"], 0))
+    filled[0] = 9
+    assert (filled[1] != 9).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": (0.5,)}, "mean and std come together"),
+        ({"mean": (0.5, 0.5), "std": (0.5,)}, "mean and std come together"),
+        ({"mean": (0.5,), "std": (0.0,)}, "expected low < high and std > 0"),
+        ({"mean": (0.5,), "std": (1.0,), "low": 1.0, "high": 1.0}, "expected low < high and std > 0"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        InputSpace("image", **arguments)
+
+
+def test_inputs_that_cannot_come_from_a_space_are_refused():
+    space = InputSpace("image", (0.5, 0.4), (1.0, 1.0))
+    with pytest.raises(InputError, match=r"kind 'image' has inputs with 4 axes, got x of shape \[3, 2, 9\]"):
+        space.check(torch.rand(3, 2, 9))
+    with pytest.raises(InputError, match="the space declares 2 channels, x has 3"):
+        space.check(torch.rand(1, 3, 4, 4))
+    space.check(torch.rand(1, 2, 4, 4))
