@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(width=None if os.isatty(1) else 500, highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
+INTERRUPTED = 130
 SHOWN = ("leaderboard", "cascade")
 
 Kind = Literal["methods", "metrics", "models", "data", "studies"]
@@ -119,18 +119,14 @@ def main() -> None:
     from harness.registry import UnknownNameError
 
     try:
-        # Not standalone: there click would turn an interrupt into exit code 1.
-        code = app(standalone_mode=False)
+        app()
     except (InputError, UnknownNameError) as error:
         errors.print(f"[bold red]error:[/] {_plain(str(error))}")
         raise SystemExit(2) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(2) from None
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("interrupted; finished cells are kept, run the same command again to go on")
-        raise SystemExit(130) from None
-    raise SystemExit(code if isinstance(code, int) else 0)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("interrupted; finished cells are kept, run the same command again to go on")
+        raise
 
 
 def _show(results: "Results", folder: Path) -> None:

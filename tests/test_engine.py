@@ -19,6 +19,7 @@ from harness.data import load_data
 from harness.plan import content_of, plan
 from harness.progress import silent
 from harness.rows import RECORDS
+from harness.store import Part
 from harness.study import load_study
 from harness.subjects import subject_of_entry
 
@@ -248,13 +249,13 @@ def test_more_samples_than_a_block_make_several_cells():
     assert len(results.records[results.records["measure"] == "residual"]) == 300
 
 
-def test_results_of_another_torch_or_of_an_edited_plugin_warn(tmp_path, monkeypatch):
+def test_results_of_another_torch_or_of_an_edited_plugin_warn(tmp_path):
     study = small(
         plugins=[str(tmp_path / "p.py")], methods=["mine"], metrics=["occlusion_faithfulness"], controls=False
     )
     plugin = "from harness import method\n\n@method(family='control')\ndef mine(model, x, target):\n    return x * {}\n"
     (tmp_path / "p.py").write_text(plugin.format(2))
-    harness.run(study, tmp_path / "run")
+    results = harness.run(study, tmp_path / "run")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         harness.run(study, tmp_path / "run")
@@ -262,8 +263,10 @@ def test_results_of_another_torch_or_of_an_edited_plugin_warn(tmp_path, monkeypa
     content_of.cache_clear()
     with pytest.warns(UserWarning, match="1 finished cells .* were computed with another version of the code"):
         harness.run(study, tmp_path / "run")
-    monkeypatch.setattr(torch, "__version__", "0")
-    with pytest.warns(UserWarning, match="another version of torch"):
+    (cell,) = results.planned
+    part = results.store.part(cell)
+    results.store.put(cell, Part(part.rows, {**part.info, "torch": "0"}))
+    with pytest.warns(UserWarning, match="1 finished cells .* were computed with another version of torch"):
         harness.run(study, tmp_path / "run")
 
 

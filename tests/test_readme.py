@@ -59,5 +59,6 @@ def test_what_it_points_to_is_there():
 
 def test_its_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"\bmake ([a-z-]+)", README):
+    for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", README, flags=re.MULTILINE):
+        target = "".join(target)
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
