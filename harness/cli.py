@@ -151,7 +151,12 @@ def _show(results: "Results", folder: Path) -> None:
 
 
 def _cascade_view(frame: "pd.DataFrame") -> "pd.DataFrame":
-    frame = frame.assign(text=[f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in frame.itertuples()])
+    frame = frame.assign(
+        text=[
+            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.value == row.value else "undefined"
+            for row in frame.itertuples()
+        ]
+    )
     wide = frame.pivot_table(
         index=["model", "method"], columns="stage", values="text", aggfunc="first", sort=False, observed=True
     )

@@ -65,7 +65,7 @@ def headlines(results: "Results") -> pd.DataFrame:
             values = matrix(group)
             median = info["summary_statistic"] == "median"
             row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
-            row |= _columns(median_interval(values.ravel()) if median else mean_interval(values))
+            row |= _columns(median_interval(values.mean(1)) if median else mean_interval(values))
             row |= {"undefined": int(np.isnan(values).sum()), "reason": _commonest(group["reason"])}
         elif status != "missing":
             row["reason"] = _commonest(cells["reason" if status == "not_applicable" else "status"])
@@ -104,15 +104,9 @@ def verdicts(results: "Results") -> pd.DataFrame:
         output = full.loc[full["measure"] == "output_pearson", "value"].mean()
         similar = group[group["measure"].isin(["spearman", "ssim"])]
         for view, part in _groups(similar, ["measure", "channels", "sign", "normalization"]):
-            by_role = {role: part[(part["role"] == role)] for role in part["role"].unique()}
-            test = by_role["test"]
-            result = survival(
-                matrix(test[test["mode"] == "full"]),
-                matrix(by_role["floor_shift"]),
-                matrix(by_role.get("floor_random", part.iloc[:0])),
-                matrix(by_role["ceiling_rerun"]),
-                float(output),
-            )
+            part = part[part["mode"] != "top_down"]
+            roles = ("test", "floor_shift", "floor_random", "ceiling_rerun")
+            result = survival(*(matrix(part[part["role"] == role]) for role in roles), float(output))
             rows.append(
                 {
                     **labels,
@@ -206,9 +200,12 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def matrix(group: pd.DataFrame) -> np.ndarray:
-    """The values as [samples, draws]; a number without draws has one, and one about the model one sample."""
-    samples, _ = pd.factorize(group["sample"], use_na_sentinel=False)
-    draws, _ = pd.factorize(group["draw"], use_na_sentinel=False)
+    """The values as [samples, draws], both in sorted order, so that matrices of one study match.
+
+    A number without draws has one draw, and one about the model has one sample.
+    """
+    samples, _ = pd.factorize(group["sample"].astype(object), sort=True, use_na_sentinel=False)
+    draws, _ = pd.factorize(group["draw"], sort=True, use_na_sentinel=False)
     if len(group) == 0:
         return np.full((0, 1), np.nan)
     values = np.full((samples.max() + 1, draws.max() + 1), np.nan)

@@ -1,0 +1,107 @@
+"""What the quickstart must show, on the real network and digits. Slow: it runs the whole study."""
+
+import numpy as np
+import pytest
+
+import harness
+from harness.data import load_data
+from harness.models import load_model
+from harness.progress import silent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return harness.run("quickstart", tmp_path_factory.mktemp("quickstart") / "run")
+
+
+@pytest.fixture(scope="module")
+def summary(results):
+    frame = results.table("summary")
+
+    def row(**where):
+        found = frame
+        for column, value in where.items():
+            found = found[found[column] == value]
+        assert len(found) == 1, where
+        return found.iloc[0]
+
+    return row
+
+
+def test_nothing_failed_and_no_control_is_broken(results):
+    assert results.failures.empty
+    judged = results.table("verdicts")
+    controls = judged[judged["expected"] != ""]
+    assert len(controls) == 4 * 3
+    assert (controls["verdict"] == controls["expected"]).all()
+
+
+def test_networks_are_good_and_the_partner_is_valid(results, summary):
+    import torch
+
+    loaded = load_model("mnist-cnn", model_seed=0, seed=0, device=torch.device("cpu"), progress=silent)
+    data = load_data("mnist-5k")
+    with torch.no_grad():
+        assert (loaded.model(data.x).argmax(1) == data.y).double().mean() >= 0.96
+    partner = loaded.partner()
+    assert partner.invalid == ""
+    assert partner.train_accuracy >= 0.95
+    assert 0.07 <= partner.test_accuracy <= 0.13
+    assert results.records.loc[results.records["metric"] == "label_randomization", "value"].notna().any()
+
+
+def test_sobel_is_exactly_one_at_every_stage(results):
+    records = results.records
+    similar = records[(records["method"] == "sobel") & (records["metric"] == "parameter_randomization")]
+    similar = similar[(similar["role"] == "test") & similar["measure"].isin(["spearman", "ssim"])]
+    assert set(similar["stage"]) == {"softmax_linear", "fc1", "hidden2", "hidden1", "all"}
+    assert (similar["value"] == 1).all()
+
+
+def test_a_fresh_random_map_is_within_four_standard_errors_of_zero(results):
+    records = results.records
+    similar = records[(records["method"] == "random") & (records["metric"] == "parameter_randomization")]
+    values = similar.loc[(similar["role"] == "test") & (similar["sign"] == "signed"), "value"]
+    assert abs(values.mean()) < 4 * values.std() / np.sqrt(len(values))
+    gains = records[(records["method"] == "random") & (records["measure"] == "symmetric_relevance_gain")]
+    for _, gain in gains.groupby("metric", observed=True)["value"]:
+        assert abs(gain.mean()) < 4 * gain.std() / np.sqrt(len(gain))
+
+
+def test_guided_backprop_hardly_sees_that_the_output_layer_was_randomized(results):
+    stages = results.table("cascade")
+    first = stages[stages["stage"] == "softmax_linear"].set_index("method")
+    assert first.loc["guided_backprop", "low"] > first.loc["gradient", "high"]
+
+
+def test_the_input_shows_through_input_x_gradient_as_the_closed_form_says(results, summary):
+    """Protocols: with a fraction q of shared zeros the absolute correlation is 3q / (3q + (1 - q)^2)."""
+    where = {
+        "method": "input_x_gradient",
+        "metric": "parameter_randomization",
+        "measure": "spearman",
+        "role": "test",
+        "mode": "full",
+    }
+    absolute, signed = summary(**where, sign="absolute")["value"], summary(**where, sign="signed")["value"]
+    zeros = (load_data("mnist-5k").x[:200] == 0).flatten(1).double().mean(1)
+    expected = float((3 * zeros / (3 * zeros + (1 - zeros) ** 2)).mean())
+    assert absolute == pytest.approx(expected, abs=0.01)
+    assert absolute > signed + 0.5
+
+
+def test_integrated_gradients_are_complete_within_one_percent(results):
+    rows = results.table("headlines").set_index(["method", "metric"])
+    assert rows.loc[("integrated_gradients", "completeness"), "value"] < 0.01
+    statuses = results.cells[results.cells["metric"] == "completeness"].set_index("method")["status"]
+    assert set(statuses[statuses == "done"].index) == {"input_x_gradient", "integrated_gradients"}
+    assert set(statuses[statuses != "done"]) == {"not_applicable"}
+
+
+@pytest.mark.parametrize("fill", ["black", "blur"])
+@pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients", "occlusion"])
+def test_good_methods_gain_from_flipping(results, method, fill):
+    rows = results.table("headlines").set_index(["method", "metric"])
+    assert rows.loc[(method, f"pixel_flipping[fill={fill}]"), "low"] > 0
