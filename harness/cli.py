@@ -22,7 +22,7 @@ console = Console(width=None if os.isatty(1) else 500, highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 INTERRUPTED = 130
-SHOWN = ("leaderboard", "cascade")
+SHOWN = ("leaderboard", "stages")
 
 Kind = Literal["methods", "metrics", "models", "data", "studies"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -133,10 +133,7 @@ def _show(results: "Results", folder: Path) -> None:
     from harness.words import conclusion
 
     for name in SHOWN:
-        frame = results.table(name)
-        if name == "cascade" and not frame.empty:
-            frame = _cascade_view(frame)
-        _print(frame, name)
+        _print(results.table(name), name)
     for _, failure in results.failures.iterrows():
         errors.print(
             f"[red]failed[/] {failure['model']} · {failure['method']} · {failure['metric']}: {_plain(failure['error'])}"
@@ -148,19 +145,6 @@ def _show(results: "Results", folder: Path) -> None:
     console.print(f"tables and figures: {folder}/tables, {folder}/figures\n", markup=False)
     for title, line in conclusion(results).items():
         console.print(f"[bold]{title}[/]: {_plain(line)}", soft_wrap=True)
-
-
-def _cascade_view(frame: "pd.DataFrame") -> "pd.DataFrame":
-    frame = frame.assign(
-        text=[
-            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.value == row.value else "undefined"
-            for row in frame.itertuples()
-        ]
-    )
-    wide = frame.pivot_table(
-        index=["model", "method"], columns="stage", values="text", aggfunc="first", sort=False, observed=True
-    )
-    return wide[list(frame.sort_values("stage_index")["stage"].unique())].reset_index().rename_axis(columns=None)
 
 
 def _print(frame: "pd.DataFrame", title: str) -> None:

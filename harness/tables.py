@@ -105,8 +105,16 @@ def verdicts(results: "Results") -> pd.DataFrame:
         similar = group[group["measure"].isin(["spearman", "ssim"])]
         for view, part in _groups(similar, ["measure", "channels", "sign", "normalization"]):
             part = part[part["mode"] != "top_down"]
-            roles = ("test", "floor_shift", "floor_random", "ceiling_rerun")
-            result = survival(*(matrix(part[part["role"] == role]) for role in roles), float(output))
+            by_role = {
+                r: matrix(part[part["role"] == r]) for r in ("test", "floor_shift", "floor_random", "ceiling_rerun")
+            }
+            result = survival(
+                by_role["test"],
+                by_role["floor_shift"],
+                by_role["floor_random"],
+                by_role["ceiling_rerun"],
+                float(output),
+            )
             rows.append(
                 {
                     **labels,
@@ -170,11 +178,23 @@ def leaderboard(results: "Results") -> pd.DataFrame:
     return wide.reset_index().rename_axis(columns=None)
 
 
+def stages(results: "Results") -> pd.DataFrame:
+    """Methods x stages, for reading: the cascade table with a column for each stage."""
+    long = results.table("cascade")
+    if long.empty:
+        return long
+    long = long.assign(text=[interval_text(row, ".2f") for _, row in long.iterrows()])
+    index = ["model", "method", "metric"]
+    wide = long.pivot_table(index=index, columns="stage", values="text", aggfunc="first", sort=False, observed=True)
+    return wide[list(long.sort_values("stage_index")["stage"].unique())].reset_index().rename_axis(columns=None)
+
+
 TABLES: dict[str, Callable[["Results"], pd.DataFrame]] = {
     "leaderboard": leaderboard,
     "headlines": headlines,
     "verdicts": verdicts,
     "cascade": cascade,
+    "stages": stages,
     "summary": summary,
     "cost": cost,
 }
@@ -233,9 +253,16 @@ def _cell(row: "pd.Series[Any]") -> str:
         return "n/a"
     if row["status"] != "done":
         return str(row["status"])
+    if str(row["reason"]).startswith("invalid") and np.isnan(row["value"]):
+        return "invalid"
+    return interval_text(row, ".2g")
+
+
+def interval_text(row: "pd.Series[Any]", form: str) -> str:
+    """A value with its interval, or `undefined`."""
     if np.isnan(row["value"]):
-        return "invalid" if str(row["reason"]).startswith("invalid") else "undefined"
-    return f"{row['value']:.2g} [{row['low']:.2g}, {row['high']:.2g}]"
+        return "undefined"
+    return f"{row['value']:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
 
 
 def cell_text(value: object) -> str:
