@@ -132,6 +132,7 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
     options = _named(metric, block.space)
     key = digest(
         block.source.identity,
+        block.source.partner_weights if "partner" in metric.entry.needs else "",
         block.samples,
         block.x,
         block.target,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import harness
 from harness.data import load_data
@@ -38,9 +39,7 @@ def test_nothing_failed_and_no_control_is_broken(results):
     assert (controls["verdict"] == controls["expected"]).all()
 
 
-def test_networks_are_good_and_the_partner_is_valid(results, summary):
-    import torch
-
+def test_networks_are_good_and_the_partner_is_valid(results):
     loaded = load_model("mnist-cnn", model_seed=0, seed=0, device=torch.device("cpu"), progress=silent)
     data = load_data("mnist-5k")
     with torch.no_grad():
@@ -48,7 +47,7 @@ def test_networks_are_good_and_the_partner_is_valid(results, summary):
     partner = loaded.partner()
     assert partner.invalid == ""
     assert partner.train_accuracy >= 0.95
-    assert 0.07 <= partner.test_accuracy <= 0.13
+    assert 0.05 <= partner.test_accuracy <= 0.13
     assert results.records.loc[results.records["metric"] == "label_randomization", "value"].notna().any()
 
 

@@ -9,9 +9,11 @@ from torchvision.models import VisionTransformer, mobilenet_v2
 
 from cases import Functional, case_of, network, rows, values
 from harness.blocks import blocks_of
+from harness.data import load_data
 from harness.metrics.cascade import full, top_down
 from harness.metrics.comparison import compare
-from harness.models import LoadedModel
+from harness.models import LoadedModel, _invalid
+from harness.training import Trained
 from harness.twins import twin_note, twin_of
 
 
@@ -264,3 +266,16 @@ def test_comparison_reports_signed_and_absolute_maps_apart():
     torch.testing.assert_close(by_sign["spearman", "signed"], torch.full((3,), -1.0, dtype=torch.float64))
     assert (by_sign["spearman", "absolute"] == 1).all()
     assert (by_sign["ssim", "absolute"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "invalid"),
+    [
+        (1.0, 0.1, ""),
+        (0.95, 0.069, ""),
+        (0.949, 0.1, "the partner memorized 94.9% of its permuted labels, needs 95%"),
+        (1.0, 0.2, "the partner's test accuracy 20.0% is above chance, 10.0%"),
+    ],
+)
+def test_a_partner_must_have_memorized_and_know_nothing_more(train, test, invalid):
+    assert _invalid(Trained({}, train, test), load_data("mnist-5k")) == invalid
