@@ -15,8 +15,8 @@ def label_randomization(case: Case) -> Iterator[Score]:
     r"""Label randomization test: similarity of $A(f_{true}, x)$ and $A(f_{permuted}, x)$ on held-out samples.
 
     The partner is the same architecture and recipe, trained on permuted labels until it has memorized them
-    (`adebayo2018sanity`). If it has not (training accuracy below 95 %), or is not at chance on held-out samples,
-    the test is INVALID: all similarities are NaN with that reason, and nobody has failed.
+    (`adebayo2018sanity`). If it has not (training accuracy below 95 %), or knows more than chance of held-out
+    samples, the test is INVALID: all similarities are NaN with that reason, and nobody has failed.
 
     Also yields `partner_train_accuracy` and `partner_test_accuracy`, and `prediction_kept` for each sample.
     """
