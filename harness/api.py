@@ -4,6 +4,7 @@ import platform
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from harness.catalogue import METHODS, METRICS
 from harness.engine import execute
 from harness.figures import write_figures
-from harness.pictures import cascade_maps
+from harness.pictures import cascade_maps, policy_of
 from harness.plan import Group, code_hash, lacking, plan
 from harness.progress import silent
 from harness.results import Results
@@ -57,9 +58,12 @@ def run(
     place = torch_device(device)
     folder = Folder(Path(out) if out else RESULTS / resolved.study.name)
     before = folder.read_manifest()
-    chunk = chunk or (before[0]["chunk"] if before else CHUNK)
     _positive("chunk", chunk)
     _positive("samples", samples)
+    kept = before[0]["chunk"] if before else None
+    if kept and chunk and kept != chunk:
+        raise InputError(f"the cells in {folder.path} were computed with --chunk {kept}: use that one or another --out")
+    chunk = chunk or kept or CHUNK
     subjects = [
         subject_of_entry(entry, resolved.study, device=place, samples=samples, progress=progress)
         for entry in resolved.models
@@ -81,7 +85,7 @@ def run(
 def evaluate(
     model: nn.Module,
     x: Float[Tensor, "n ..."],
-    y: Int[Tensor, " labels"] | None = None,
+    y: Int[Tensor, " labels"] | Sequence[int | float] | None = None,
     *,
     methods: Sequence[str | dict[str, Any]],
     metrics: Sequence[str | dict[str, Any]],
@@ -96,7 +100,8 @@ def evaluate(
 
     Args:
         model: returns logits [n, classes]; in evaluation mode, on the device of `x`. Never written to.
-        x: images [n,c,h,w], signals [n,c,t] or tables [n,f], as the model takes them.
+        x: images [n,c,h,w], signals [n,c,t] or tables [n,f], as the model takes them. The id of a sample, which
+            keys its random numbers, is its position in `x`.
         y: labels, if there are any.
         methods: names or entries as in a study, such as {"method": "smoothgrad", "samples": 50}.
         metrics: likewise.
@@ -112,8 +117,9 @@ def evaluate(
         InputError: something is wrong with the arguments; nothing has been computed.
     """
     _positive("chunk", chunk)
-    chosen = choose(METHODS, list(methods), "methods")
-    tests = choose(METRICS, list(metrics), "metrics")
+    seed = index(seed)
+    chosen = choose(METHODS, _listed(methods, "methods"), "methods")
+    tests = choose(METRICS, _listed(metrics, "metrics"), "metrics")
     subject = subject_of_tensors(model, x, y, space=space, seed=seed, build=build, target=target)
     groups = plan([subject], chosen, tests, seed)
     store: Store = Memory()
@@ -137,7 +143,7 @@ def explain(
 
     Args:
         model: returns logits [n, classes]; in evaluation mode.
-        x: the samples.
+        x: the samples; the id of each, which keys its random numbers, is its position.
         target: the explained class of each, or a policy as in `evaluate`.
         method: a registered name.
         space: what the numbers in `x` mean, for baselines that are named in pixels.
@@ -150,6 +156,7 @@ def explain(
         NotApplicableError: the method does not apply to this model or input; says why.
     """
     _positive("chunk", chunk)
+    seed = index(seed)
     chosen = choose(METHODS, [{"method": method, **options}], "methods")
     subject = subject_of_tensors(model, x, None, space=space, seed=seed, build=None, target=target)
     groups = plan([subject], chosen, [], seed)
@@ -170,6 +177,12 @@ def torch_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here; use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _listed(entries: Sequence[str | dict[str, Any]], name: str) -> list[str | dict[str, Any]]:
+    if isinstance(entries, (str, dict)):
+        raise InputError(f"{name} is a list of names and entries, got {entries!r}: put it in brackets")
+    return list(entries)
 
 
 def _positive(name: str, value: int | None) -> None:
@@ -222,11 +235,11 @@ def _warn_of_other_versions(folder: Folder, groups: Sequence[Group]) -> None:
 def _keep_cascades(
     groups: Sequence[Group], methods: Sequence[Chosen], folder: Path, seed: int, progress: Progress
 ) -> None:
-    first = [group for group in groups if group.tasks and group.tasks[0].cell.block == 0]
+    first = [group for group in groups if group.tasks and group.tasks[0].cell.block == 0 and policy_of(group)]
     labels = [chosen.label for chosen in methods]
     models = list(dict.fromkeys(group.tasks[0].cell.model for group in first))
-    for index, model in enumerate(models):
-        progress("pictures", index / len(models), model)
+    for position, model in enumerate(models):
+        progress("pictures", position / len(models), model)
         of_model = [group for group in first if group.tasks[0].cell.model == model]
         name = re.sub(r"[^A-Za-z0-9._-]", "_", model)
         cascade_maps(of_model, labels, folder / f"cascade-{name}.npz", seed=seed)

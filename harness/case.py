@@ -99,7 +99,7 @@ class Explainer:
             filled["space"] = space
         # A clone, because an in-place operation of the model would change the samples of everybody else.
         maps = self.method.function(model, x.clone(), target, **filled)
-        one_channel = (len(x), 1, *x.shape[2:])
+        one_channel = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
         if maps.shape not in (x.shape, one_channel):
             raise ValueError(
                 f"{self.method.name} returned maps of shape {list(maps.shape)}, "
@@ -162,9 +162,15 @@ class Case:
         target: Int[Tensor, " n"] | None = None,
         call: object = 0,
     ) -> Float[Tensor, "n ..."]:
-        """Maps for another model, input or target; a new `call` gives a stochastic method new noise."""
+        """Maps for another model, input or target; a new `call` gives a stochastic method new noise.
+
+        Raises:
+            ValueError: not one input for each sample, or the method returned something else than maps.
+        """
         model = self.model if model is None else model
         x = self.x if x is None else x
+        if len(x) != len(self.samples):
+            raise ValueError(f"explain: expected one input for each of the {len(self.samples)} samples, got {len(x)}")
         target = self.target if target is None else target
         with counted(model, self.passes):
             chunks = [

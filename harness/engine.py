@@ -45,6 +45,7 @@ class _Runner:
         self.case = group.case(seed=seed, chunk=chunk)
         self.maps_cost: dict[str, Any] | None = None
         self.maps_error: Exception | None = None
+        self.maps_version = 0
 
     def run(self, task: Task, store: Store) -> None:
         """Compute one cell and store what came of it: rows, the reason why it is not applicable, or the failure."""
@@ -55,6 +56,7 @@ class _Runner:
                 self._compute_maps()
                 self.case.passes, started = Passes(), time.perf_counter()
                 scores = list(task.metric.function(self.case, **task.options))
+                self._check_untouched(task)
                 status = "done"
             rows = rows_of(scores, self.case.samples, self.case.target)
         except NotApplicableError as lack:
@@ -64,6 +66,17 @@ class _Runner:
             return
         store.put(task.cell, Part(rows, self._info(task, status, reason, time.perf_counter() - started)))
 
+    def _check_untouched(self, task: Task) -> None:
+        """Check that a metric left the maps to the next one as it got them.
+
+        Raises:
+            RuntimeError: it wrote into them; they are computed anew for the next metric.
+        """
+        if self.case.maps._version != self.maps_version:
+            del self.case.maps
+            self.maps_cost = None
+            raise RuntimeError(f"{task.metric.name} wrote into the maps, which other metrics share: clone them first")
+
     def _compute_maps(self) -> None:
         if self.maps_error is not None:
             raise self.maps_error
@@ -71,7 +84,7 @@ class _Runner:
             started = time.perf_counter()
             self.case.passes = Passes()
             try:
-                _ = self.case.maps
+                self.maps_version = self.case.maps._version
             except Exception as error:
                 self.maps_error = error
                 raise

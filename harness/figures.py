@@ -31,7 +31,7 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
         if picture.maps.ndim == 4:
             written.append(_save(draw_cascade(picture), kept.with_suffix(".png")))
     records = results.records
-    curves = records[records["step"].notna()]
+    curves = records[records["step"].notna() & (records["measure"] == "probability") & records["mode"].notna()]
     for model, group in curves.groupby("model", observed=True):
         written.append(_save(draw_curves(group, str(model)), folder / f"pixel_flipping-{model}.png"))
     return written
@@ -65,7 +65,6 @@ def draw_curves(curves: pd.DataFrame, model: str) -> Figure:
 
     One column a metric entry (fill), one row an order. The dashed black line removes at random.
     """
-    curves = curves[curves["measure"] == "probability"]
     metrics = list(curves["metric"].unique())
     figure = Figure(figsize=(4.2 * len(metrics) + 2.4, 6.6), layout="constrained")
     axes = figure.subplots(2, len(metrics), sharex=True, sharey=True, squeeze=False)

@@ -137,7 +137,7 @@ class LoadedModel(Source):
 
 
 def _hash_of(model: nn.Module) -> str:
-    return digest(*(part for item in sorted(model.state_dict().items()) for part in item))
+    return digest({**dict(model.named_parameters()), **dict(model.named_buffers())})
 
 
 def _invalid(result: Trained, data: Dataset) -> str:

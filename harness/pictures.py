@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.data import digest
-from harness.metrics.cascade import top_down
+from harness.metrics.cascade import BatchNormPolicy, top_down
 from harness.metrics.preprocessing import reduce_channels
 from harness.plan import Group, numerics
 from harness.store import write_atomically
@@ -38,13 +38,16 @@ def cascade_maps(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     options = [
         (g.explainer.method.name, g.explainer.method.version, sorted(g.explainer.options.items())) for g in group
     ]
-    key = digest(subject.source.identity, subject.samples, subject.x, options, seed, numerics(subject))
+    policy = policy_of(group[0])
+    assert policy, "only groups with a parameter randomization have a cascade"
+    where = (subject.source.identity, subject.samples, subject.x, subject.target, subject.space, numerics(subject))
+    key = digest(*where, options, list(labels), policy, seed)
     if path.exists():
         kept = read_cascade(path)
         if kept[1] == key:
             return kept[0]
     stages = ["trained", *(block.name for block in reversed(subject.source.blocks))]
-    rows = [_row(g, seed, len(stages)) for g in group]
+    rows = [_row(g, seed, len(stages), policy) for g in group]
     caption = f"{subject.label}, sample {subject.samples[0]}, explained class {int(subject.target[0])}"
     image = subject.x[0].cpu().numpy()
     picture = Cascade(image, np.stack(rows), list(labels), stages, caption)
@@ -52,12 +55,18 @@ def cascade_maps(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     return picture
 
 
-def _row(group: Group, seed: int, stages: int) -> np.ndarray:
+def policy_of(group: Group) -> BatchNormPolicy | None:
+    """The batch-norm policy of the group's parameter randomization; None if it has none, and so no cascade."""
+    policies = [task.options["batch_norm"] for task in group.tasks if task.metric.name == "parameter_randomization"]
+    return policies[0] if policies else None
+
+
+def _row(group: Group, seed: int, stages: int, policy: BatchNormPolicy) -> np.ndarray:
     case = group.case(seed=seed, chunk=1)
     empty = np.full((stages, *(case.x.shape[2:] or case.x.shape[1:])), np.nan)
     try:
         maps = [case.maps]
-        for index, _, model in top_down(case, 0, "recalibrate"):
+        for index, _, model in top_down(case, 0, policy):
             maps.append(case.explain(model, call=("top_down", 0, index)))
     except Exception:  # the cells of this method have recorded why; the picture leaves its row empty
         return empty

@@ -118,7 +118,7 @@ def code_hash(*functions: Callable[..., Any]) -> str:
     packages = (catalogue.__file__, catalogue.methods.__file__, catalogue.metrics.__file__)
     files = {file for package in packages for file in Path(str(package)).parent.glob("*.py")}
     files |= {Path(file) for each in functions if (file := inspect.getsourcefile(inspect.unwrap(each)))}
-    return digest(*(content_of(file) for file in sorted(files) if file.is_file()))
+    return digest(*(content_of(file) for file in sorted(files, key=lambda f: f.parts[-2:]) if file.is_file()))
 
 
 @cache

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -97,7 +97,9 @@ class Entry:
         except ValidationError as error:
             first = error.errors()[0]
             option = str(first["loc"][0])
-            wanted = getattr(self.options[option].annotation, "__name__", str(self.options[option].annotation))
+            annotation = self.options[option].annotation
+            plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+            wanted = getattr(plain, "__name__", str(plain))
             message = f"{self.name}: option {option!r} expects {wanted}, got {first['input']!r}: {first['msg']}"
             raise OptionError(option, message) from None
         values = {name: getattr(checked, name) for name in self.options}
@@ -155,7 +157,9 @@ class Registry(Mapping[str, E], Generic[E]):
             ValueError: another function has this name.
         """
         existing = self._entries.get(entry.name)
-        if existing and _origin(existing.function) != _origin(entry.function):
+        # A cell of a notebook that runs again defines the function anew.
+        again = entry.function.__module__ == "__main__"
+        if existing and not again and _origin(existing.function) != _origin(entry.function):
             places = f"{_origin(existing.function)} and {_origin(entry.function)}"
             raise ValueError(f"two {self.kind}s are called {entry.name!r}: {places}; rename one of the functions")
         self._entries[entry.name] = entry

@@ -35,8 +35,8 @@ def rows_of(scores: Iterable[Score], samples: Sequence[str], target: Int[Tensor,
     rows, not to the rows.
 
     Raises:
-        ValueError: a score of the wrong shape, an infinite value, a NaN without a reason, a reason without a NaN
-            or a sample with two reasons. The message names the measure and the sample.
+        ValueError: a score of the wrong shape, an infinite value, a NaN without a reason, a reason without a NaN,
+            a sample with two reasons, or two scores with the same fields. The message names the measure and the sample.
     """
     listed = list(scores)
     values = [score.values.detach().double() for score in listed]
@@ -50,6 +50,10 @@ def rows_of(scores: Iterable[Score], samples: Sequence[str], target: Int[Tensor,
     # One transfer for all values: a round trip for each score would cost more than computing it.
     value = flat.cpu().numpy()
     reasons, reason_codes = _reasons(listed, counts, value, samples)
+    fields = [(s.measure, s.channels, s.sign, s.normalization, s.role, s.mode, s.stage, s.step, s.draw) for s in listed]
+    if len(set(fields)) < len(fields):
+        twice = next(score for score, each in zip(listed, fields, strict=True) if fields.count(each) > 1)
+        raise ValueError(f"{_name(twice)} was yielded twice: a score needs something that tells it apart")
 
     def text(field: str) -> pa.Array:
         return _dictionary([getattr(score, field) for score in listed], counts)

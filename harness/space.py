@@ -22,6 +22,7 @@ LEVELS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 """Fills that are a fixed fraction of the valid range, from its low end to its high end."""
 
 NEEDS_BOX = (*LEVELS, "mean", "noise")
+KNOWN_FILLS = (*NEEDS_BOX, "zero", "blur")
 SPATIAL_AXES = {"image": 2, "signal": 1, "table": 0}
 BLUR_FRACTION = 0.1
 
@@ -48,6 +49,8 @@ class InputSpace:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.kind not in SPATIAL_AXES:
+            raise InputError(f"InputSpace: unknown kind {self.kind!r}; {nearest(self.kind, SPATIAL_AXES)}")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise InputError(f"InputSpace: mean and std come together, one each a channel; got {self.mean}, {self.std}")
         if self.low >= self.high or any(deviation <= 0 for deviation in self.std or ()):
@@ -87,13 +90,12 @@ class InputSpace:
     @property
     def fills(self) -> tuple[str, ...]:
         """The names that `fill` knows here."""
-        return tuple(name for name in (*NEEDS_BOX, "zero", "blur") if not self.refusal(name))
+        return tuple(name for name in KNOWN_FILLS if not self.refusal(name))
 
     def refusal(self, name: str) -> str:
         """Why a fill cannot be had here; empty if it can."""
-        known = (*NEEDS_BOX, "zero", "blur")
-        if name not in known:
-            return f"unknown fill {name!r}; {nearest(name, known)}"
+        if name not in KNOWN_FILLS:
+            return f"unknown fill {name!r}; {nearest(name, KNOWN_FILLS)}"
         if name in NEEDS_BOX and self.mean is None:
             return (
                 f"fill {name!r} needs the pixel space, and none is declared: pass "

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from harness.plan import Cell
 
@@ -120,7 +121,8 @@ class Folder:
         return sorted(path.stem for path in (self.path / "cells").glob("*.parquet") if path.stem not in cells)
 
     def write_manifest(self, manifest: Mapping[str, Any], cells: list[Cell]) -> None:
-        """What this run consists of; the labels of the cells are read from here."""
+        """What this run consists of, the labels of the cells among it, and the resolved study for people."""
+        write_atomically(self.path / "study.yaml", yaml.safe_dump(manifest["study"], sort_keys=False).encode())
         content = {**manifest, "cells": [asdict(cell) for cell in cells]}
         write_atomically(self.path / "manifest.json", json.dumps(content, indent=1).encode())
 

@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.catalogue import METHODS, METRICS
 from harness.data import DATA
 from harness.models import MODELS
-from harness.registry import Entry, Method, Metric, OptionError, Registry, UnknownNameError, nearest
+from harness.registry import FILLED_BY_NAME, Entry, Method, Metric, OptionError, Registry, UnknownNameError, nearest
+from harness.space import KNOWN_FILLS
 from harness.types import InputError
 
 STUDIES = Path(__file__).parent / "studies"
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 E = TypeVar("E", bound=Entry)
 
 
@@ -42,7 +44,7 @@ class DataEntry(_Strict):
 class ModelEntry(_Strict):
     """Which model, and on which data if not on the study's."""
 
-    name: str
+    name: str = Field(pattern=NAME)
     source: str
     data: str | DataEntry | None = None
     model_seed: int = 0
@@ -51,7 +53,7 @@ class ModelEntry(_Strict):
 class Study(_Strict):
     """The checked study; entries are still as they were written."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     seed: int = Field(0, ge=0)
     data: str | DataEntry | None = None
     models: list[str | dict[str, Any]] = Field(min_length=1)
@@ -87,13 +89,13 @@ class _Place:
     def __init__(self, origin: str, root: yaml.Node | None = None) -> None:
         self.origin, self.root = origin, root
 
-    def error(self, path: Path_, message: str) -> StudyError:
+    def error(self, path: KeyPath, message: str) -> StudyError:
         """An error at this path."""
         words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         line = f":{self._line(path)}" if self.root else ""
         return StudyError(f"{self.origin}{line}: {words + ': ' if words else ''}{message}")
 
-    def _line(self, path: Path_) -> int:
+    def _line(self, path: KeyPath) -> int:
         node = self.root
         assert node is not None
         line: int = node.start_mark.line
@@ -145,7 +147,11 @@ def studies() -> dict[str, Path]:
 
 
 def load_plugin(path: Path, missing: Exception | None = None) -> None:
-    """Run a user's file, which registers its methods and metrics."""
+    """Run a user's file, which registers its methods and metrics.
+
+    Raises:
+        InputError: there is no such file, or it raises itself.
+    """
     if not path.is_file():
         raise missing or InputError(f"no file {path}")
     name = f"harness_plugin_{path.stem}_{abs(hash(str(path.resolve())))}"
@@ -158,9 +164,9 @@ def load_plugin(path: Path, missing: Exception | None = None) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except Exception as error:
         del sys.modules[name]
-        raise
+        raise InputError(f"plugin {path}: {type(error).__name__}: {error}") from error
 
 
 def choose(registry: Registry[E], entries: Sequence[str | dict[str, Any]], kind: str) -> list[Chosen]:
@@ -200,7 +206,7 @@ def _read(path: Path) -> tuple[dict[str, Any], _Place]:
     return raw, place
 
 
-def _no_key_twice(node: yaml.Node | None, place: _Place, path: Path_) -> None:
+def _no_key_twice(node: yaml.Node | None, place: _Place, path: KeyPath) -> None:
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value]
         for key, value in node.value:
@@ -212,7 +218,7 @@ def _no_key_twice(node: yaml.Node | None, place: _Place, path: Path_) -> None:
             _no_key_twice(value, place, (*path, index))
 
 
-def _checked(raw: dict[str, Any], place: _Place, model: type[_Strict] = Study, path: Path_ = ()) -> Any:
+def _checked(raw: dict[str, Any], place: _Place, model: type[_Strict] = Study, path: KeyPath = ()) -> Any:
     try:
         return model(**raw)
     except ValidationError as error:
@@ -235,7 +241,7 @@ def _checked(raw: dict[str, Any], place: _Place, model: type[_Strict] = Study, p
 def _models(study: Study, place: _Place) -> list[ModelEntry]:
     entries = []
     for index, raw in enumerate(study.models):
-        path: Path_ = ("models", index)
+        path: KeyPath = ("models", index)
         given = {"name": raw, "source": raw} if isinstance(raw, str) else {"source": raw.get("name"), **raw}
         entry = _checked(given, place, ModelEntry, path)
         _known(entry.source, MODELS, "model", place, path)
@@ -247,7 +253,7 @@ def _models(study: Study, place: _Place) -> list[ModelEntry]:
     return entries
 
 
-def _known(name: str, table: Mapping[str, Any], kind: str, place: _Place, path: Path_) -> None:
+def _known(name: str, table: Mapping[str, Any], kind: str, place: _Place, path: KeyPath) -> None:
     if name not in table:
         raise place.error(path, f"unknown {kind} {name!r}; {nearest(name, table)}")
 
@@ -256,7 +262,7 @@ def _choose(registry: Registry[E], kind: str, raws: Sequence[str | dict[str, Any
     singular = kind.removesuffix("s")
     chosen = []
     for index, raw in enumerate(raws):
-        path: Path_ = (kind, index)
+        path: KeyPath = (kind, index)
         given = {singular: raw} if isinstance(raw, str) else dict(raw)
         label = given.pop("name", None)
         name = given.pop(singular, None) or label
@@ -271,6 +277,10 @@ def _choose(registry: Registry[E], kind: str, raws: Sequence[str | dict[str, Any
                 chosen.append(Chosen(f"{label or name}{suffix}", entry, entry.resolve(options)))
             except OptionError as error:
                 raise place.error((*path, error.option), str(error)) from None
+            for option in FILLED_BY_NAME:
+                fill = chosen[-1].options.get(option, KNOWN_FILLS[0])
+                if fill not in KNOWN_FILLS:
+                    raise place.error((*path, option), f"unknown fill {fill!r}; {nearest(fill, KNOWN_FILLS)}")
     _no_label_twice([entry.label for entry in chosen], kind, place)
     return chosen
 

@@ -1,9 +1,10 @@
 """Subjects: a model together with the samples on which it is explained, checked before anything is computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from harness.models import LoadedModel, load_model
 from harness.space import InputSpace
 from harness.study import DataEntry, ModelEntry, Study
 from harness.training import Progress
+from harness.twins import check_constructor
 from harness.types import InputError
 
 Target = Literal["predicted", "label", "runner_up"] | int
@@ -84,7 +86,7 @@ def subject_of_entry(
 def subject_of_tensors(
     model: nn.Module,
     x: Float[Tensor, "n ..."],
-    y: Int[Tensor, " labels"] | None,
+    y: Int[Tensor, " labels"] | Sequence[int | float] | None,
     *,
     space: InputSpace | None,
     seed: int,
@@ -96,8 +98,15 @@ def subject_of_tensors(
     Raises:
         InputError: the model or the samples cannot give right numbers; says which and what to do.
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InputError(f"expected x as a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if torch.is_inference_mode_enabled():
+        raise InputError("inside torch.inference_mode() no gradient can be taken: leave it; torch.no_grad() is fine")
+    x = x.detach()
     space = space or InputSpace.undeclared(x)
     space.check(x)
+    if build:
+        check_constructor(model, build)
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != x.device:
         raise InputError(f"the model is on {parameter.device}, x on {x.device}: move one of them")
@@ -135,11 +144,21 @@ def checked_logits(model: nn.Module, x: Float[Tensor, "n ..."], ids: tuple[str, 
     if logits.shape[1] < 2:
         raise InputError("the model returns one output: wrap it in a module that returns [n, classes], classes >= 2")
     _finite(logits, ids, "the model's output for sample", "check its weights and the scale of the input")
+    with torch.no_grad():
+        alone = model(x[:1].clone())
+    if not torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+        raise InputError(
+            f"the model's output for sample {ids[0]} depends on chance or on the rest of its batch: "
+            "switch dropout off and let normalizations use their running statistics"
+        )
     return logits
 
 
 def targets(
-    policy: Target, logits: Float[Tensor, "n classes"], y: Int[Tensor, " labels"] | None, ids: tuple[str, ...]
+    policy: Target,
+    logits: Float[Tensor, "n classes"],
+    y: Int[Tensor, " labels"] | Sequence[int | float] | None,
+    ids: tuple[str, ...],
 ) -> Int[Tensor, " n"]:
     """The explained class of each sample, frozen from here on.
 
@@ -148,12 +167,15 @@ def targets(
     """
     classes = logits.shape[1]
     if y is not None:
-        if y.shape != (len(logits),):
-            raise InputError(f"expected y of shape [{len(logits)}], got {list(y.shape)}")
-        wrong = (y < 0) | (y >= classes)
+        labels = torch.as_tensor(y, device=logits.device)
+        if labels.dtype == torch.bool or labels.is_floating_point():
+            raise InputError(f"expected labels and targets as integers, got {labels.dtype}")
+        if labels.shape != (len(logits),):
+            raise InputError(f"expected y of shape [{len(logits)}], got {list(labels.shape)}")
+        wrong = (labels < 0) | (labels >= classes)
         if wrong.any():
             row = int(wrong.nonzero()[0, 0])
-            raise InputError(f"the label of sample {ids[row]} is {int(y[row])}, outside 0 to {classes - 1}")
+            raise InputError(f"the label of sample {ids[row]} is {int(labels[row])}, outside 0 to {classes - 1}")
     if policy == "predicted":
         return logits.argmax(1)
     if policy == "runner_up":
@@ -161,7 +183,9 @@ def targets(
     if policy == "label":
         if y is None:
             raise InputError("target='label' needs labels: pass y, or explain the predicted class")
-        return y.long()
+        return labels.long()
+    if isinstance(policy, np.integer):
+        policy = int(policy)
     if isinstance(policy, bool) or not isinstance(policy, int):
         raise InputError(f"target is predicted, label, runner_up or a class index, got {policy!r}")
     if not 0 <= policy < classes:

@@ -94,12 +94,16 @@ def verdicts(results: "Results") -> pd.DataFrame:
     if "metric_function" not in cells:
         return pd.DataFrame(rows)
     tested = cells[(cells["metric_function"] == "parameter_randomization") & (cells["status"] == "done")]
+    unfinished = cells[~cells["status"].isin(["done", "not_applicable"])]
+    partial = set(unfinished[["model", "method", "metric"]].itertuples(index=False, name=None))
     records = records[records["metric"].isin(set(tested["metric"]))]
     expected = {
         (cell["model"], cell["method"]): (cell["method_expected"] or {}).get("parameter_randomization", "")
         for _, cell in tested.iterrows()
     }
     for labels, group in _groups(records, ["model", "method", "metric"]):
+        if tuple(labels.values()) in partial:
+            continue
         full = group[group["mode"] == "full"]
         output = full.loc[full["measure"] == "output_pearson", "value"].mean()
         similar = group[group["measure"].isin(["spearman", "ssim"])]

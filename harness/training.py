@@ -85,7 +85,7 @@ def trained(
         labels = labels[Draws.of([name], seed, "permuted labels").permutation(len(labels))[0]]
     with torch_seeded(seed, "initial parameters", name, permuted):
         model = build()
-    _fit(model, data.train_x, labels, recipe, name, seed, permuted, progress)
+        _fit(model, data.train_x, labels, recipe, name, seed, permuted, progress)
     result = Trained(
         {key: value.contiguous() for key, value in model.state_dict().items()},
         accuracy(model, data.train_x, labels),

@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from harness.random import seed_of, torch_seeded
+from harness.types import InputError
 
 
 def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: object) -> nn.Module:
@@ -15,7 +17,7 @@ def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: objec
     From the constructor where there is one. Otherwise each module of a copy re-draws its parameters by its
     own `reset_parameters`; parameters of modules without one are shuffled within the tensor.
     """
-    with torch_seeded("twin", *key):
+    with torch_seeded("twin", *key), torch.device("cpu"):
         twin = build() if build else _redrawn(model)
     reference = next(iter(model.parameters()), None)
     twin = twin.to(reference) if reference is not None else twin
@@ -43,6 +45,8 @@ def _redrawn(model: nn.Module) -> nn.Module:
     # On the CPU, where the generator is the same on every machine.
     twin = copy.deepcopy(model).cpu()
     for module in twin.modules():
+        if isinstance(module, _NormBase):
+            module.reset_running_stats()
         reset = _reset(module) if _own(module) else None
         if reset:
             reset()
@@ -52,6 +56,26 @@ def _redrawn(model: nn.Module) -> nn.Module:
             order = torch.randperm(parameter.numel(), generator=generator)
             parameter.data.copy_(parameter.data.flatten()[order].view_as(parameter))
     return twin
+
+
+def check_constructor(model: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Check that a constructor makes what twins need: this architecture, drawn by torch's generator and no other.
+
+    Raises:
+        InputError: other names or shapes, the same weights for every seed, or other weights for one seed.
+    """
+    first, again, other = (twin_of(model, build, "check", key) for key in (0, 0, 1))
+    shapes = [{name: tuple(p.shape) for name, p in network.named_parameters()} for network in (model, first)]
+    if shapes[0] != shapes[1]:
+        wrong = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))[0][0]
+        raise InputError(f"build() makes another network than the model: they differ in parameter {wrong!r}")
+    drawn = [[p for p in network.parameters() if p.unique().numel() > 1] for network in (first, again, other)]
+    if not all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True)):
+        raise InputError(
+            "build() draws weights by another generator than torch's on the CPU: twins cannot be reproduced"
+        )
+    if drawn[0] and all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2], strict=True)):
+        raise InputError("build() returns the same weights each time: it must not seed or load anything itself")
 
 
 def architecture_of(model: nn.Module) -> int:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
 Role = Literal["test", "floor_shift", "floor_random", "floor_other", "ceiling_rerun", "ceiling_retrain"]
@@ -12,6 +13,10 @@ Role = Literal["test", "floor_shift", "floor_random", "floor_other", "ceiling_re
 
 Mode = Literal["top_down", "bottom_up", "independent", "full", "most_first", "least_first", "random"]
 """How a network was randomized, or in which order an input was perturbed."""
+
+
+Count = Annotated[int, Field(ge=1)]
+"""An option that must be at least 1."""
 
 
 class NotApplicableError(Exception):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from harness.random import Draws
 from harness.registry import method
+from harness.types import Count
 
 
 def input_gradient(
@@ -48,7 +49,7 @@ def integrated_gradients(
     target: Int[Tensor, " n"],
     *,
     baseline: Float[Tensor, "n *shape"],
-    steps: int = 32,
+    steps: Count = 32,
 ) -> Float[Tensor, "n *shape"]:
     r"""Integrated gradients: $(x - b) \odot \int_0^1 \nabla_x f_t(b + t (x - b)) \, dt$.
 
@@ -77,7 +78,7 @@ def smoothgrad(
     target: Int[Tensor, " n"],
     *,
     draws: Draws,
-    samples: int = 25,
+    samples: Count = 25,
     noise: float = 0.15,
 ) -> Float[Tensor, "n *shape"]:
     r"""SmoothGrad: the mean of $\nabla_x f_t(x + \epsilon)$, $\epsilon \sim N(0, \sigma^2)$.

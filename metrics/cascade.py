@@ -59,8 +59,9 @@ def _settled(case: Case, model: nn.Module, randomized: Sequence[Block], batch_no
             module.momentum = None  # the plain average over all batches
             module.train()
         with torch.no_grad():
-            for inputs in case.source.calibration.split(BATCH):
-                model(inputs)
+            # Nearly equal batches, because each counts the same; clones, because a model may write in place.
+            for inputs in case.source.calibration.tensor_split(-(-len(case.source.calibration) // BATCH)):
+                model(inputs.clone())
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
             module.eval()

@@ -9,11 +9,11 @@ from harness.metrics.perturbation import grid, removed, unit_sums
 from harness.metrics.preprocessing import degenerate, first_reason, reduce_channels, undefined_as_nan
 from harness.metrics.similarity import pearson, spearman
 from harness.registry import metric
-from harness.types import Score
+from harness.types import Count, Score
 
 
 @metric(family="faithfulness", direction="higher", headline="pearson")
-def occlusion_faithfulness(case: Case, *, fill: str, patch: int = 4) -> Iterator[Score]:
+def occlusion_faithfulness(case: Case, *, fill: str, patch: Count = 4) -> Iterator[Score]:
     r"""Correlation over patches $P$ of $\sum_{i \in P} a_i$ and $f_t(x) - f_t(x_{P \leftarrow fill})$, a sample each.
 
     All channels of a patch are occluded together. Yields `pearson` and `spearman`, both 1 for exact

@@ -11,12 +11,12 @@ from harness.metrics.cascade import BatchNormPolicy, full, top_down
 from harness.metrics.comparison import compare, shifted
 from harness.metrics.similarity import pearson
 from harness.registry import metric
-from harness.types import Score
+from harness.types import Count, NotApplicableError, Score
 
 
 @metric(family="randomization", direction="lower", headline="spearman")
 def parameter_randomization(
-    case: Case, *, full_draws: int = 10, cascade_draws: int = 3, batch_norm: BatchNormPolicy = "recalibrate"
+    case: Case, *, full_draws: Count = 10, cascade_draws: int = 3, batch_norm: BatchNormPolicy = "recalibrate"
 ) -> Iterator[Score]:
     r"""Model parameter randomization test: similarity of $A(f_\theta, x)$ and $A(f_{\theta_k}, x)$.
 
@@ -38,7 +38,12 @@ def parameter_randomization(
         full_draws: twins for the full randomization.
         cascade_draws: of these, how many go through the whole cascade.
         batch_norm: running statistics are kept, reset to those of a new network, or estimated again.
+
+    Raises:
+        NotApplicableError: the model has no parameters.
     """
+    if not case.source.blocks:
+        raise NotApplicableError("the model has no parameters that could be randomized")
     trained_logits = case.logits(case.x)
     again = case.explain(call="rerun")
     yield from compare(case.maps, again, role="ceiling_rerun", stage="trained", stage_index=0)

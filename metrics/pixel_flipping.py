@@ -11,13 +11,13 @@ from harness.case import Case
 from harness.metrics.perturbation import outputs, removal_ranks, removed
 from harness.metrics.preprocessing import degenerate, first_reason, reduce_channels, undefined_as_nan
 from harness.registry import metric
-from harness.types import Score
+from harness.types import Count, Score
 
 ORDERS: tuple[Literal["most_first", "least_first", "random"], ...] = ("most_first", "least_first", "random")
 
 
 @metric(family="faithfulness", direction="higher", headline="symmetric_relevance_gain")
-def pixel_flipping(case: Case, *, fill: str, steps: int = 32) -> Iterator[Score]:
+def pixel_flipping(case: Case, *, fill: str, steps: Count = 32) -> Iterator[Score]:
     r"""Pixel flipping (`bach2015pixel`) and its symmetric relevance gain (`bluecher2024decoupling`).
 
     Pixels, all channels together, are replaced by `fill` in the order of the signed map (`most_first`,

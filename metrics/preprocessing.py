@@ -14,6 +14,7 @@ def reduce_channels(maps: Float[Tensor, "n *shape"], channels: Channels) -> Floa
 
     Tables [n, f] have no channels and keep their shape.
     """
+    maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     maps = maps.abs() if channels == "abs_sum" else maps
     return maps.sum(1) if maps.ndim > 2 else maps
 

@@ -292,4 +292,55 @@ def test_loading_a_folder_without_a_run_says_so(tmp_path):
 
 def test_nothing_is_left_beside_the_finished_files(undisturbed):
     folder = Path(undisturbed.store.path)
-    assert sorted(path.name for path in folder.iterdir()) == ["cells", "figures", "manifest.json", "tables"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cells",
+        "figures",
+        "manifest.json",
+        "study.yaml",
+        "tables",
+    ]
+
+
+class InPlace(torch.nn.Module):
+    """Shifts its input in place, and normalizes by batch statistics that a randomization test re-estimates."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(x.sub_(0.5)).relu())
+
+
+def test_a_model_that_writes_in_place_never_reaches_the_samples():
+    x = torch.rand(300, 6)
+    kept = x.clone()
+    tests = [
+        {"metric": "parameter_randomization", "full_draws": 2, "cascade_draws": 1},
+        "completeness",
+        "pixel_flipping",
+    ]
+    results = harness.evaluate(InPlace().eval(), x, methods=["gradient", "occlusion"], metrics=tests, build=InPlace)
+    assert results.failures.empty
+    torch.testing.assert_close(x, kept, rtol=0, atol=0)
+
+
+def test_a_metric_that_writes_into_the_shared_maps_fails_alone(tmp_path):
+    (tmp_path / "p.py").write_text(
+        "from harness import Score, metric\n\n@metric(family='t', direction=None, headline='h')\n"
+        "def vandal(case):\n    'Writes into what all metrics share.'\n"
+        "    yield Score('h', case.maps.abs_().flatten(1).sum(1))\n"
+    )
+    study = {"methods": ["input_x_gradient"], "controls": False, "plugins": [str(tmp_path / "p.py")]}
+    mixed = harness.run(small(metrics=["vandal", "completeness"], **study), tmp_path / "mixed")
+    assert list(mixed.failures["metric"]) == ["vandal"]
+    assert "vandal wrote into the maps" in mixed.failures["error"].iloc[0]
+    alone = harness.run(small(metrics=["completeness"], **study), tmp_path / "alone")
+    assert_same_rows(mixed.records, alone.records)
+
+
+def test_maps_in_half_precision_are_measured():
+    model, x, _ = network("modules", torch.bfloat16)
+    tests = [{"metric": "parameter_randomization", "full_draws": 2}, "pixel_flipping", "occlusion_faithfulness"]
+    results = harness.evaluate(model, x, methods=["gradient", "guided_backprop"], metrics=tests)
+    assert results.failures.empty, results.failures["traceback"].iloc[0]

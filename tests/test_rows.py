@@ -123,7 +123,7 @@ def test_what_is_undefined_is_nan_with_its_reason():
 def test_samples_may_have_different_reasons_and_scores_may_share_one():
     scores = [
         per_sample(NAN, NAN, 1.0, undefined={"a": mask(True, False, False), "b": mask(False, True, False)}),
-        per_sample(2.0, NAN, NAN, undefined={"b": mask(False, False, True), "a": mask(False, True, False)}),
+        per_sample(2.0, NAN, NAN, undefined={"b": mask(False, False, True), "a": mask(False, True, False)}, draw=1),
     ]
     reasons = [row["reason"] for row in listed(rows_of(scores, SAMPLES, TARGET))]
     assert reasons == ["a", "b", None, None, "a", "b"]
@@ -216,3 +216,8 @@ def test_the_message_says_which_of_many_equal_measures_it_is():
     score = per_sample(0.0, NAN, 0.0, role="floor_random", mode="full", stage="all", step=0.5, draw=7)
     with pytest.raises(ValueError, match=r"score 'spearman' \(floor_random, full, all, 0\.5, 7\): the value of sample"):
         rows_of([score], SAMPLES, TARGET)
+
+
+def test_a_score_yielded_twice_is_refused():
+    with pytest.raises(ValueError, match=r"score 'spearman' \(test\) was yielded twice"):
+        rows_of([per_sample(1.0, 2.0, 3.0), per_sample(1.0, 2.0, 3.0)], SAMPLES, TARGET)

@@ -163,3 +163,75 @@ def test_a_method_that_hides_its_randomness_is_refused():
         @harness.method(family="mine", stochastic=True)
         def quiet(model, x, target):
             return x
+
+
+def seeded():
+    torch.manual_seed(7)
+    return network("modules")[0]
+
+
+def unseeded():
+    import numpy as np
+
+    model = network("modules")[0]
+    with torch.no_grad():
+        model[7].weight.copy_(torch.from_numpy(np.random.default_rng().normal(size=(4, 96))))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (seeded, "returns the same weights each time"),
+        (unseeded, "by another generator than torch's"),
+        (lambda: network("gelu")[0], "they differ in parameter"),
+    ],
+)
+def test_a_constructor_that_cannot_make_twins_is_refused(build, message):
+    model, x, _ = network("modules")
+    with pytest.raises(InputError, match=message):
+        evaluate(model, x, build=build)
+
+
+def test_outputs_that_depend_on_chance_or_on_the_batch_are_refused():
+    x = torch.rand(6, 2, 12, 12)
+    batch = nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten(), nn.Linear(288, 3)).eval()
+    with pytest.raises(InputError, match="depends on chance or on the rest of its batch"):
+        evaluate(batch, x)
+
+    class Chance(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(288, 3)
+
+        def forward(self, x):
+            return self.head(nn.functional.dropout(x.flatten(1)))
+
+    with pytest.raises(InputError, match="depends on chance or on the rest of its batch"):
+        evaluate(Chance().eval(), x)
+
+
+def test_labels_are_integers_and_lists_of_names_are_lists():
+    model, x, _ = network("modules")
+    with pytest.raises(InputError, match=r"expected labels and targets as integers, got torch.float32"):
+        evaluate(model, x, [0.9, 1.0, 2.0, 3.0, 0.0], target="label")
+    with pytest.raises(InputError, match="methods is a list of names and entries, got 'gradient'"):
+        harness.evaluate(model, x, methods="gradient", metrics=["completeness"])
+
+
+def test_the_key_of_a_tensor_option_holds_all_of_it():
+    from harness.data import digest
+
+    a = torch.zeros(3, 20, 20)
+    b = a.clone()
+    b[1, 10, 10] = 1
+    assert digest([("w", a)]) != digest([("w", b)])
+    assert digest({"w": a}) == digest({"w": a.clone()})
+
+
+@pytest.mark.parametrize("option", ["steps: 0", "baseline: blakc"])
+def test_values_out_of_range_and_unknown_fills_are_refused_with_their_line(tmp_path, option):
+    old = option.partition(":")[0]
+    text = re.sub(rf"{old}: \w+", option, GOOD, count=1)
+    with pytest.raises(StudyError, match=f"mine.yaml:7: .*{old}"):
+        load_study(written(tmp_path, text))
