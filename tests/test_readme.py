@@ -53,7 +53,7 @@ def test_the_new_method_and_metric_run(tmp_path):
 
 
 def test_what_it_points_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
         assert (ROOT / target).exists(), target
 
 
