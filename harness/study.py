@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.catalogue import METHODS, METRICS
-from harness.data import DATA
+from harness.data import DATA, digest
 from harness.models import MODELS
 from harness.registry import FILLED_BY_NAME, Entry, Method, Metric, OptionError, Registry, UnknownNameError, nearest
 from harness.space import KNOWN_FILLS
@@ -135,7 +135,12 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Reso
     methods = _choose(METHODS, "methods", study.methods, place)
     if study.controls:
         taken = {chosen.entry.name for chosen in methods}
-        extra = [name for name, entry in METHODS.items() if entry.family == "control" and name not in taken]
+        homes = {"harness.methods.controls", *(_module_name(folder / plugin) for plugin in study.plugins)}
+        extra = [
+            name
+            for name, entry in METHODS.items()
+            if entry.family == "control" and entry.function.__module__ in homes and name not in taken
+        ]
         methods = [*methods, *_choose(METHODS, "methods", extra, place)]
     metrics = _choose(METRICS, "metrics", study.metrics, place)
     return Resolved(study, tuple(_models(study, place)), tuple(methods), tuple(metrics))
@@ -154,7 +159,7 @@ def load_plugin(path: Path, missing: Exception | None = None) -> None:
     """
     if not path.is_file():
         raise missing or InputError(f"no file {path}")
-    name = f"harness_plugin_{path.stem}_{abs(hash(str(path.resolve())))}"
+    name = _module_name(path)
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
@@ -167,6 +172,10 @@ def load_plugin(path: Path, missing: Exception | None = None) -> None:
     except Exception as error:
         del sys.modules[name]
         raise InputError(f"plugin {path}: {type(error).__name__}: {error}") from error
+
+
+def _module_name(plugin: Path) -> str:
+    return f"harness_plugin_{plugin.stem}_{digest(str(plugin.resolve()))}"
 
 
 def choose(registry: Registry[E], entries: Sequence[str | dict[str, Any]], kind: str) -> list[Chosen]:

@@ -49,11 +49,7 @@ def summary(results: "Results") -> pd.DataFrame:
 def headlines(results: "Results") -> pd.DataFrame:
     """One row for each model, method and metric: the metric's headline with its interval, and its status."""
     records, rows = results.scalars, []
-    records = records[
-        (records["role"] == "test")
-        & (records["mode"].isna() | (records["mode"] == "full"))
-        & (records["sign"].isna() | (records["sign"] == "signed"))
-    ]
+    records = records[(records["role"] == "test") & (records["mode"].isna() | (records["mode"] == "full"))]
     by_cell = dict(list(records.groupby(["model", "method", "metric"], observed=True)))
     for labels, cells in _groups(results.cells, ["model", "method", "metric"]):
         status = next((s for s in ("failed", "missing", "not_applicable") if s in set(cells["status"])), "done")
@@ -62,6 +58,7 @@ def headlines(results: "Results") -> pd.DataFrame:
             info = cells.iloc[0]
             group = by_cell.get(tuple(labels.values()), records.iloc[:0])
             group = group[group["measure"] == info["headline"]]
+            group = group[group["sign"] == "signed"] if (group["sign"] == "signed").any() else group
             values = matrix(group)
             median = info["summary_statistic"] == "median"
             row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
