@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.catalogue import METHODS, METRICS
 from harness.engine import execute
 from harness.figures import write_figures
-from harness.pictures import cascade_maps, policy_of
+from harness.pictures import keep_cascade, policy_of
 from harness.plan import Group, code_hash, lacking, plan
 from harness.progress import silent
 from harness.results import Results
@@ -242,5 +242,5 @@ def _keep_cascades(
         progress("pictures", position / len(models), model)
         of_model = [group for group in first if group.tasks[0].cell.model == model]
         name = re.sub(r"[^A-Za-z0-9._-]", "_", model)
-        cascade_maps(of_model, labels, folder / f"cascade-{name}.npz", seed=seed)
+        keep_cascade(of_model, labels, folder / f"cascade-{name}.npz", seed=seed)
     progress("pictures", 1.0, "")

@@ -27,8 +27,8 @@ class Cascade:
     caption: str
 
 
-def cascade_maps(group: Sequence[Group], labels: Sequence[str], path: Path, *, seed: int) -> Cascade:
-    """The cascade of the first sample of these groups (one subject, one group a method), from `path` if it is there.
+def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, seed: int) -> None:
+    """Keep the cascade of the first sample of these groups (one subject, one group a method), if `path` lacks it.
 
     The same twins, noise and batch-norm policy as in the first draw of `parameter_randomization`, so the picture
     shows what was measured.
@@ -42,17 +42,13 @@ def cascade_maps(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     assert policy, "only groups with a parameter randomization have a cascade"
     where = (subject.source.identity, subject.samples, subject.x, subject.target, subject.space, numerics(subject))
     key = digest(*where, options, list(labels), policy, seed)
-    if path.exists():
-        kept = read_cascade(path)
-        if kept[1] == key:
-            return kept[0]
+    if path.exists() and read_cascade(path)[1] == key:
+        return
     stages = ["trained", *(block.name for block in reversed(subject.source.blocks))]
     rows = [_row(g, seed, len(stages), policy) for g in group]
     caption = f"{subject.label}, sample {subject.samples[0]}, explained class {int(subject.target[0])}"
     image = subject.x[0].cpu().numpy()
-    picture = Cascade(image, np.stack(rows), list(labels), stages, caption)
-    _write(picture, path, {"key": key})
-    return picture
+    _write(Cascade(image, np.stack(rows), list(labels), stages, caption), path, {"key": key})
 
 
 def policy_of(group: Group) -> BatchNormPolicy | None:

@@ -111,12 +111,8 @@ class _Place:
         return line + 1
 
 
-def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Resolved:
+def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
     """Read, check and resolve a study: a built-in name, a YAML file or a mapping.
-
-    Args:
-        source: what to read.
-        overrides: keys that replace those of the study, if not None.
 
     Raises:
         StudyError: anything in it is unknown or of the wrong type; nothing has been computed.
@@ -128,7 +124,6 @@ def load_study(source: str | Path | Mapping[str, Any], **overrides: Any) -> Reso
         path = _find(source)
         folder = path.parent
         raw, place = _read(path)
-    raw.update({key: value for key, value in overrides.items() if value is not None})
     study = _checked(raw, place)
     for index, plugin in enumerate(study.plugins):
         load_plugin(folder / plugin, place.error(("plugins", index), f"no file {plugin!r}"))
