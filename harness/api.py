@@ -23,7 +23,7 @@ from harness.results import Results
 from harness.space import InputSpace
 from harness.store import Folder, Memory, Store
 from harness.study import Chosen, Resolved, choose, load_study
-from harness.subjects import Target, subject_of_entry, subject_of_tensors
+from harness.subjects import Subject, Target, subject_of_entry, subject_of_tensors
 from harness.tables import write_tables
 from harness.training import Progress
 from harness.types import InputError, NotApplicableError
@@ -65,13 +65,22 @@ def run(
         raise InputError(f"the cells in {folder.path} were computed with --chunk {kept}: use that one or another --out")
     chunk = chunk or kept or CHUNK
     subjects = [
-        subject_of_entry(entry, resolved.study, device=place, samples=samples, progress=progress)
+        subject_of_entry(
+            entry,
+            resolved.base,
+            seed=resolved.study.seed,
+            target=resolved.study.target,
+            device=place,
+            samples=samples,
+            progress=progress,
+        )
         for entry in resolved.models
     ]
     groups = plan(subjects, resolved.methods, resolved.metrics, resolved.study.seed)
     cells = [task.cell for group in groups for task in group.tasks]
     manifest = {"study": _manifest(resolved), "run": folder.path.name, "chunk": chunk, "samples": samples}
     manifest["environment"] = _environment(place)
+    manifest["subjects"] = [_described(subject) for subject in subjects]
     _warn_of_other_versions(folder, groups)
     folder.write_manifest(manifest, cells)
     execute(groups, folder, seed=resolved.study.seed, chunk=chunk, progress=progress)
@@ -202,6 +211,20 @@ def _manifest(resolved: Resolved) -> dict[str, Any]:
         "models": [model.model_dump() for model in resolved.models],
         "methods": listed(resolved.methods),
         "metrics": listed(resolved.metrics),
+    }
+
+
+def _described(subject: Subject) -> dict[str, Any]:
+    source = subject.source
+    return {
+        "model": subject.label,
+        "model_seed": source.model_seed,
+        "dataset": subject.dataset,
+        "samples": len(subject.rows),
+        "weights": source.weights,
+        "weights_from": source.origin,
+        "twins": source.note,
+        "skipped": list(subject.skipped),
     }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -86,24 +87,25 @@ def table(
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
     """List what is there by name: methods, metrics, models, data or studies."""
-    from harness.catalogue import METHODS, METRICS
-    from harness.data import DATA
-    from harness.models import MODELS
+    from harness.catalogue import DATA, METHODS, METRICS, MODELS
+    from harness.registry import Entry, SourceEntry
     from harness.study import studies
 
-    listing = Table("name", "options" if kind in ("methods", "metrics") else "", "", box=None, padding=(0, 2, 0, 0))
-    if kind in ("methods", "metrics"):
-        for name, entry in (METHODS if kind == "methods" else METRICS).items():
+    registry: Mapping[str, Entry] | None = {
+        "methods": METHODS,
+        "metrics": METRICS,
+        "models": MODELS,
+        "data": DATA,
+    }.get(kind)
+    listing = Table("name", "options" if registry else "", "", box=None, padding=(0, 2, 0, 0))
+    if registry:
+        for entry in registry.values():
             options = [
                 f"{o}={p.default!r}" if p.default is not p.empty else f"{o}=<fill>" for o, p in entry.options.items()
             ]
-            listing.add_row(name, _plain(" ".join(options)), _plain(f"{entry.family}: {entry.summary}"))
-    elif kind == "models":
-        for name, source in MODELS.items():
-            listing.add_row(name, "", source.summary)
-    elif kind == "data":
-        for name, load in DATA.items():
-            listing.add_row(name, "", (load.__doc__ or "").partition("\n")[0])
+            name = entry.usage if isinstance(entry, SourceEntry) else entry.name
+            family = "" if isinstance(entry, SourceEntry) else f"{entry.family}: "
+            listing.add_row(name, _plain(" ".join(options)), _plain(f"{family}{entry.summary}"))
     else:
         for name, path in studies().items():
             listing.add_row(name, "", path.read_text().partition("\n")[0].lstrip("# "))

@@ -29,6 +29,8 @@ def execute(groups: Sequence[Group], store: Store, *, seed: int, chunk: int, pro
     for group in groups:
         pending = [task for task in group.tasks if store.info(task.cell) is None]
         done += len(group.tasks) - len(pending)
+        if not pending:
+            continue
         runner = _Runner(group, seed, chunk)
         for task in pending:
             progress("cells", done / total, f"{task.cell.model} · {task.cell.method} · {task.cell.metric}")

@@ -1,14 +1,17 @@
 """Figures, as PNG files: the cascade picture and the flipping curves. Views of the run, like the tables."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from harness.pictures import Cascade, read_cascade
 from harness.statistics import mean_interval
+from harness.tables import GROUP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +24,9 @@ LINES = ("-", "--", ":")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours, told apart by colour-blind readers; line styles tell the rest apart."""
 
+CURVES = pc.field("step").is_valid() & (pc.field("measure") == "probability") & pc.field("mode").is_valid()
+"""The rows of the flipping curves."""
+
 
 def write_figures(results: "Results", folder: Path) -> list[Path]:
     """Every figure that the rows and the kept maps allow."""
@@ -30,11 +36,20 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
         picture, _ = read_cascade(kept)
         if picture.maps.ndim == 4:
             written.append(_save(draw_cascade(picture), kept.with_suffix(".png")))
-    records = results.records
-    curves = records[records["step"].notna() & (records["measure"] == "probability") & records["mode"].notna()]
-    for model, group in curves.groupby("model", observed=True):
-        written.append(_save(draw_curves(group, str(model)), folder / f"pixel_flipping-{model}.png"))
+    for subject, points in curves(results).groupby(["model", "model_seed"], sort=False):
+        name = results.subjects[subject]
+        written.append(_save(draw_curves(points, name), folder / f"pixel_flipping-{name}.png"))
     return written
+
+
+def curves(results: "Results") -> pd.DataFrame:
+    """One row for each point of a flipping curve: the mean probability of the explained class, with its interval."""
+    rows = []
+    for stack in results.stacks():
+        for series in stack.series(CURVES):
+            place = {name: series.labels[name] for name in ("mode", "step")}
+            rows.append({**stack.labels, **place, **asdict(mean_interval(series.values))})
+    return pd.DataFrame(rows, columns=[*GROUP, "mode", "step", "value", "low", "high"])
 
 
 def draw_cascade(picture: Cascade) -> Figure:
@@ -60,17 +75,17 @@ def draw_cascade(picture: Cascade) -> Figure:
     return figure
 
 
-def draw_curves(curves: pd.DataFrame, model: str) -> Figure:
-    """Mean probability of the explained class against the fraction removed, with 95 % bands.
+def draw_curves(points: pd.DataFrame, model: str) -> Figure:
+    """Mean probability of the explained class against the fraction removed, with 95 % bands: the rows of `curves`.
 
     One column a metric entry (fill), one row an order. The dashed black line removes at random.
     """
-    metrics = list(curves["metric"].unique())
+    metrics = list(points["metric"].unique())
     figure = Figure(figsize=(4.2 * len(metrics) + 2.4, 6.6), layout="constrained")
     axes = figure.subplots(2, len(metrics), sharex=True, sharey=True, squeeze=False)
-    methods = list(curves["method"].unique())
+    methods = list(points["method"].unique())
     for column, metric in enumerate(metrics):
-        here = curves[curves["metric"] == metric]
+        here = points[points["metric"] == metric]
         reference = here[(here["mode"] == "random") & (here["method"] == methods[0])]
         for row, mode in enumerate(("most_first", "least_first")):
             axis = axes[row, column]
@@ -91,12 +106,10 @@ def draw_curves(curves: pd.DataFrame, model: str) -> Figure:
 
 
 def _curve(axis: "Axes", points: pd.DataFrame, colour: str, style: object, label: str) -> None:
-    wide = points.pivot(index="sample", columns="step", values="value").dropna(axis=1, how="all")
-    intervals = [mean_interval(column[:, None]) for column in wide.to_numpy().T]
-    if intervals:
-        axis.plot(wide.columns, [i.value for i in intervals], color=colour, linestyle=style, lw=1.4, label=label)
-        low, high = [i.low for i in intervals], [i.high for i in intervals]
-        axis.fill_between(wide.columns, low, high, color=colour, alpha=0.12, lw=0)
+    known = points[points["value"].notna()].sort_values("step")
+    if len(known):
+        axis.plot(known["step"], known["value"], color=colour, linestyle=style, lw=1.4, label=label)
+        axis.fill_between(known["step"], known["low"], known["high"], color=colour, alpha=0.12, lw=0)
 
 
 def _show(axis: "Axes", values: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data import digest
+from harness.digests import digest
 from harness.metrics.cascade import BatchNormPolicy, top_down
 from harness.metrics.preprocessing import reduce_channels
 from harness.plan import Group, numerics
@@ -40,7 +40,14 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     ]
     policy = policy_of(group[0])
     assert policy, "only groups with a parameter randomization have a cascade"
-    where = (subject.source.identity, subject.samples, subject.x, subject.target, subject.space, numerics(subject))
+    where = (
+        subject.source.identity,
+        subject.samples,
+        subject.contents,
+        subject.target,
+        subject.space,
+        numerics(subject),
+    )
     key = digest(*where, options, list(labels), policy, seed)
     if path.exists() and read_cascade(path)[1] == key:
         return

@@ -11,7 +11,7 @@ import torch
 
 from harness import catalogue
 from harness.case import Case, Explainer
-from harness.data import digest
+from harness.digests import digest
 from harness.registry import FILLED_BY_NAME, Method, Metric
 from harness.space import SPATIAL_AXES, InputSpace
 from harness.study import Chosen
@@ -110,13 +110,13 @@ def lacking(subject: Subject, method: Method, needs: tuple[str, ...] = ()) -> st
 
 def numerics(subject: Subject) -> tuple[str, str, str, str]:
     """(device type, dtype, matmul precision, model form): what may change the last bits of a value."""
-    return subject.x.device.type, str(subject.x.dtype), torch.get_float32_matmul_precision(), "eager"
+    return subject.reader.device.type, str(subject.reader.dtype), torch.get_float32_matmul_precision(), "eager"
 
 
 def code_hash(*functions: Callable[..., Any]) -> str:
     """A hash of our own source files and of those of the functions; stored with every cell, not part of its key."""
     packages = (catalogue.__file__, catalogue.methods.__file__, catalogue.metrics.__file__)
-    files = {file for package in packages for file in Path(str(package)).parent.glob("*.py")}
+    files = {file for package in packages for file in Path(str(package)).parent.rglob("*.py")}
     files |= {Path(file) for each in functions if (file := inspect.getsourcefile(inspect.unwrap(each)))}
     return digest(*(content_of(file) for file in sorted(files, key=lambda f: f.parts[-2:]) if file.is_file()))
 
@@ -134,7 +134,7 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
         block.source.identity,
         block.source.partner_weights if "partner" in metric.entry.needs else "",
         block.samples,
-        block.x,
+        block.contents,
         block.target,
         block.space,
         (explainer.method.name, explainer.method.version, sorted(explainer.options.items())),

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 FILLED_BY_NAME = ("baseline", "fill")
 """Options that a study gives by name ("black", "blur") and that the input space resolves."""
 
-FILLED = ("space", "background", "draws", "masks")
+FILLED = ("space", "background", "draws", "masks", "base", "preprocessing")
 """Options that a study cannot give: the harness supplies the object."""
 
 
@@ -139,6 +139,27 @@ class Metric(Entry):
     summary_statistic: Literal["mean", "median"] = "mean"
 
 
+@dataclass(frozen=True)
+class SourceEntry(Entry):
+    """Where data or models come from. In a study: `name`, or `name:argument`.
+
+    Attributes:
+        argument: what stands after the colon, such as PATH; empty where nothing does.
+    """
+
+    argument: str = ""
+
+    @property
+    def usage(self) -> str:
+        """How it is written in a study."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    def load(self, argument: str, options: Mapping[str, Any], **filled: Any) -> Any:
+        """What the function makes of its argument and options, and of what it wants filled in."""
+        wanted = {name: value for name, value in filled.items() if name in self.parameters}
+        return self.function(*([argument] if self.argument else []), **options, **wanted)
+
+
 E = TypeVar("E", bound=Entry)
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -181,6 +202,8 @@ class Registry(Mapping[str, E], Generic[E]):
 
 METHODS: Registry[Method] = Registry("method")
 METRICS: Registry[Metric] = Registry("metric")
+DATA: Registry[SourceEntry] = Registry("data")
+MODELS: Registry[SourceEntry] = Registry("model")
 
 
 def _origin(function: Callable[..., Any]) -> str:
@@ -226,3 +249,38 @@ def metric(
         return function
 
     return register
+
+
+def data_source(*, argument: str = "") -> Callable[[F], F]:
+    """Register `f(argument, *, <options>) -> harness.data.Data`; `mnist_5k` is called `mnist-5k` in a study."""
+    return _source(DATA, argument)
+
+
+def model_source(*, argument: str = "") -> Callable[[F], F]:
+    """Register `f(argument, *, <options>) -> harness.models.ModelSource`; see `data_source`."""
+    return _source(MODELS, argument)
+
+
+def _source(registry: Registry[SourceEntry], argument: str) -> Callable[[F], F]:
+    def register(function: F) -> F:
+        name = function.__name__.strip("_").replace("_", "-")
+        registry.add(SourceEntry(name, function, "source", 1, (), argument))
+        return function
+
+    return register
+
+
+def split_source(text: str, registry: Registry[SourceEntry]) -> tuple[SourceEntry, str]:
+    """The entry that a source such as `folder:photos` names, and what stands after the colon.
+
+    Raises:
+        UnknownNameError: there is no such source, or the argument is missing or too much.
+    """
+    name, colon, argument = text.partition(":")
+    if name not in registry:
+        usages = {entry.usage for entry in registry.values()}
+        raise UnknownNameError(f"unknown {registry.kind} {text!r}; {nearest(text, usages)}")
+    entry = registry[name]
+    if bool(argument) != bool(entry.argument) or (colon and not argument):
+        raise UnknownNameError(f"{registry.kind} {text!r}: expected {entry.usage}")
+    return entry, argument

@@ -1,6 +1,6 @@
 """Results: the rows of a run and everything that is read from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from harness import tables
 from harness.plan import Cell
 from harness.registry import UnknownNameError, nearest
 from harness.rows import LABELS, RECORDS
+from harness.series import Stack, stacks_of, state_of
 from harness.store import Folder, Store
 from harness.types import InputError
 
@@ -20,6 +21,8 @@ from harness.types import InputError
 @dataclass(frozen=True)
 class Results:
     """What a study gave: `records`, `cells` and `failures` as data frames, and tables as views of them.
+
+    `records`, `scalars` and `cells` grow with the samples; tables and figures are read from `stacks` and do not.
 
     Attributes:
         manifest: the resolved study and the circumstances of the run.
@@ -47,7 +50,7 @@ class Results:
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """One row for each number: the columns of `harness.rows.RECORDS`, text as categories."""
+        """One row for each number: the columns of `harness.rows.RECORDS`, text as categories. All in memory."""
         parts = []
         for cell in self.planned:
             part = self.store.part(cell)
@@ -76,12 +79,7 @@ class Results:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row for each planned cell: labels, status, options, versions, passes, time, device."""
-        rows = []
-        for cell in self.planned:
-            info = self.store.info(cell)
-            state = info or {"status": "failed" if self.store.failure(cell) else "missing"}
-            rows.append({**asdict(cell), **state})
-        return pd.DataFrame(rows)
+        return pd.DataFrame([{**asdict(cell), **state_of(cell, self.store)} for cell in self.planned])
 
     @cached_property
     def failures(self) -> pd.DataFrame:
@@ -95,21 +93,35 @@ class Results:
         """The keys of finished cells in the folder that the study no longer names."""
         return self.store.stale({cell.key for cell in self.planned})
 
+    def stacks(self) -> Iterator[Stack]:
+        """The cells of each model, model seed, method and metric, to be read one after the other."""
+        return stacks_of(self.planned, self.store)
+
+    @cached_property
+    def subjects(self) -> dict[tuple[str, int], str]:
+        """Each model and model seed, and what to call it: the model, with the seed where it comes with several."""
+        found = list(dict.fromkeys((cell.model, cell.model_seed) for cell in self.planned))
+        models = [model for model, _ in found]
+        return {(model, seed): f"{model}-seed{seed}" if models.count(model) > 1 else model for model, seed in found}
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """One row for each model, model seed, method and metric: the method's family, how many cells came out how."""
+        return self._tables["outcomes"]
+
     def table(self, name: str = "leaderboard") -> pd.DataFrame:
-        """A view of the rows by name; see `harness.tables.TABLES`. Computed once.
+        """A view of the rows by name; see `harness.tables.TABLES`. All are computed at once, and only once.
 
         Raises:
             UnknownNameError: there is no such table.
         """
-        if name not in self._tables:
-            if name not in tables.TABLES:
-                raise UnknownNameError(f"unknown table {name!r}; {nearest(name, tables.TABLES)}")
-            self._tables[name] = tables.TABLES[name](self)
+        if name not in tables.TABLES:
+            raise UnknownNameError(f"unknown table {name!r}; {nearest(name, tables.TABLES)}")
         return self._tables[name]
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return {}
+        return tables.build(self.stacks())
 
 
 def _constant(value: str | int, size: int) -> pa.Array:

@@ -7,6 +7,7 @@ converted by the model's own normalization.
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,8 +36,8 @@ class InputSpace:
         kind: image [n,c,h,w], signal [n,c,t] or table [n,f].
         mean: mean of each channel in pixel units (one number serves all); None if nothing is declared.
         std: its standard deviation in pixel units; None if nothing is declared.
-        low: the smallest valid pixel value.
-        high: the largest valid pixel value.
+        low: the smallest valid pixel value, one for all channels or one each.
+        high: the largest valid pixel value, likewise.
 
     Raises:
         InputError: mean without std, numbers that do not fit each other, an empty range.
@@ -45,16 +46,24 @@ class InputSpace:
     kind: Kind
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    low: float = 0.0
-    high: float = 1.0
+    low: float | tuple[float, ...] = 0.0
+    high: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in SPATIAL_AXES:
             raise InputError(f"InputSpace: unknown kind {self.kind!r}; {nearest(self.kind, SPATIAL_AXES)}")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise InputError(f"InputSpace: mean and std come together, one each a channel; got {self.mean}, {self.std}")
-        if self.low >= self.high or any(deviation <= 0 for deviation in self.std or ()):
+        sizes = {len(v) for v in (self.mean, self.low, self.high) if isinstance(v, tuple)} - {1}
+        if len(sizes) > 1:
+            raise InputError(f"InputSpace: mean, low and high are for different numbers of channels: {sorted(sizes)}")
+        if not np.less(self.low, self.high).all() or any(deviation <= 0 for deviation in self.std or ()):
             raise InputError(f"InputSpace: expected low < high and std > 0, got {self.low}, {self.high} and {self.std}")
+
+    @property
+    def channels(self) -> int:
+        """For how many channels something is declared; 1 if it serves any number."""
+        return max((len(v) for v in (self.mean, self.low, self.high) if isinstance(v, tuple)), default=1)
 
     def check(self, x: Float[Tensor, "n ..."]) -> None:
         """Check that inputs can come from this space.
@@ -67,8 +76,17 @@ class InputSpace:
             raise InputError(
                 f"a space of kind {self.kind!r} has inputs with {axes} axes, got x of shape {list(x.shape)}"
             )
-        if self.mean is not None and len(self.mean) not in (1, x.shape[1]):
-            raise InputError(f"the space declares {len(self.mean)} channels, x has {x.shape[1]}")
+        if self.channels not in (1, x.shape[1]):
+            raise InputError(f"the space declares {self.channels} channels, x has {x.shape[1]}")
+
+    def excess(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+        """How far each sample leaves the valid box, in units of the box; 0 inside, and where none is declared."""
+        if self.mean is None:
+            return x.new_zeros(len(x))
+        low, high = self._per_channel(self.low, x), self._per_channel(self.high, x)
+        pixel = x * self._per_channel(self.std, x) + self._per_channel(self.mean, x)
+        beyond = torch.maximum(low - pixel, pixel - high) / (high - low)
+        return beyond.flatten(1).amax(1).clamp(min=0)
 
     @classmethod
     def undeclared(cls, x: Float[Tensor, "n ..."]) -> "InputSpace":
@@ -122,17 +140,20 @@ class InputSpace:
             return torch.zeros_like(x)
         if name == "blur":
             return self._blur(x)
+        low, high = self._per_channel(self.low, x), self._per_channel(self.high, x)
         if name == "mean":
             pixel = self._per_channel(self.mean, x)
         elif name == "noise":
             uniform = draws.uniform(*x.shape[1:], draw=draw).to(x.dtype)
-            pixel = self.low + (self.high - self.low) * uniform
+            pixel = low + (high - low) * uniform
         else:
-            pixel = torch.full_like(x, self.low + (self.high - self.low) * LEVELS[name])
+            pixel = low + (high - low) * LEVELS[name]
         return ((pixel - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)).expand_as(x).clone()
 
-    def _per_channel(self, values: tuple[float, ...] | None, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "..."]:
-        tensor = torch.tensor(values, dtype=x.dtype, device=x.device)
+    def _per_channel(
+        self, values: float | tuple[float, ...] | None, x: Float[Tensor, "n *shape"]
+    ) -> Float[Tensor, "..."]:
+        tensor = torch.tensor(values, dtype=x.dtype, device=x.device).reshape(-1)
         return tensor.view(-1, *(1,) * SPATIAL_AXES[self.kind])
 
     def _blur(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -40,6 +41,9 @@ class Store(Protocol):
     def part(self, cell: Cell) -> Part | None:
         """A finished cell; None if it is not finished."""
 
+    def rows(self, cell: Cell, columns: Sequence[str], where: pc.Expression) -> pa.Table | None:
+        """These columns of those rows of a finished cell; None if it is not finished."""
+
     def failure(self, cell: Cell) -> Mapping[str, Any] | None:
         """The failure of a cell; None if it has not failed."""
 
@@ -70,6 +74,10 @@ class Memory:
     def part(self, cell: Cell) -> Part | None:
         """See `Store`."""
         return self.parts.get(cell.key)
+
+    def rows(self, cell: Cell, columns: Sequence[str], where: pc.Expression) -> pa.Table | None:
+        """See `Store`."""
+        return self.parts[cell.key].rows.filter(where).select(columns) if cell.key in self.parts else None
 
     def failure(self, cell: Cell) -> Mapping[str, Any] | None:
         """See `Store`."""
@@ -110,6 +118,11 @@ class Folder:
             return None
         rows = pq.read_table(path)
         return Part(rows, json.loads(rows.schema.metadata[INFO]))
+
+    def rows(self, cell: Cell, columns: Sequence[str], where: pc.Expression) -> pa.Table | None:
+        """See `Store`. What is left out is not kept in memory, and a file without such rows is hardly read."""
+        path = self._part(cell)
+        return pq.read_table(path, columns=list(columns), filters=where) if path.exists() else None
 
     def failure(self, cell: Cell) -> Mapping[str, Any] | None:
         """See `Store`."""

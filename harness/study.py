@@ -1,32 +1,37 @@
 """A study: what to run. Strict: anything unknown is an error with its place and the nearest known names."""
 
-import importlib.util
-import sys
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.catalogue import METHODS, METRICS
-from harness.data import DATA, digest
-from harness.models import MODELS
-from harness.registry import FILLED_BY_NAME, Entry, Method, Metric, OptionError, Registry, UnknownNameError, nearest
+from harness.catalogue import DATA, METHODS, METRICS, MODELS
+from harness.heads import HEADS
+from harness.places import KeyPath, Place, StudyError, read_yaml
+from harness.plugins import load_file, module_name
+from harness.registry import (
+    FILLED_BY_NAME,
+    Entry,
+    Method,
+    Metric,
+    OptionError,
+    Registry,
+    SourceEntry,
+    UnknownNameError,
+    nearest,
+    split_source,
+)
 from harness.space import KNOWN_FILLS
-from harness.types import InputError
 
 STUDIES = Path(__file__).parent / "studies"
 
-KeyPath = tuple[str | int, ...]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 E = TypeVar("E", bound=Entry)
-
-
-class StudyError(InputError):
-    """A study that cannot be run; the message says where, what and what is known instead."""
 
 
 class _Strict(BaseModel):
@@ -34,20 +39,28 @@ class _Strict(BaseModel):
 
 
 class DataEntry(_Strict):
-    """Which samples: `samples` of `source`, all held-out ones by default."""
+    """Which samples, as a study says it.
+
+    `first` takes the first `samples` (all of them by default), `stratified` as many of each class in a fixed random
+    order, `correct` goes through them in that order and takes those that the model classifies correctly.
+    """
 
     source: str
     samples: int | None = Field(None, ge=1)
-    select: Literal["first", "correct"] = "first"
+    select: Literal["first", "stratified", "correct"] = "first"
+    options: dict[str, Any] = {}
 
 
 class ModelEntry(_Strict):
-    """Which model, and on which data if not on the study's."""
+    """Which model with which weights and head, and on which data if not on the study's."""
 
     name: str = Field(pattern=NAME)
     source: str
-    data: str | DataEntry | None = None
-    model_seed: int = 0
+    weights: str | None = None
+    head: str | dict[str, Any] = ""
+    data: str | dict[str, Any] | DataEntry | None = None
+    model_seed: int = Field(0, ge=0)
+    options: dict[str, Any] = {}
 
 
 class Study(_Strict):
@@ -55,7 +68,7 @@ class Study(_Strict):
 
     name: str = Field(pattern=NAME)
     seed: int = Field(0, ge=0)
-    data: str | DataEntry | None = None
+    data: str | dict[str, Any] | None = None
     models: list[str | dict[str, Any]] = Field(min_length=1)
     methods: list[str | dict[str, Any]] = Field(min_length=1)
     metrics: list[str | dict[str, Any]] = Field(min_length=1)
@@ -81,34 +94,7 @@ class Resolved:
     models: tuple[ModelEntry, ...]
     methods: tuple[Chosen, ...]
     metrics: tuple[Chosen, ...]
-
-
-class _Place:
-    """Turns a path inside a study into `file:line: key`, so that an error can be found."""
-
-    def __init__(self, origin: str, root: yaml.Node | None = None) -> None:
-        self.origin, self.root = origin, root
-
-    def error(self, path: KeyPath, message: str) -> StudyError:
-        """An error at this path."""
-        words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        line = f":{self._line(path)}" if self.root else ""
-        return StudyError(f"{self.origin}{line}: {words + ': ' if words else ''}{message}")
-
-    def _line(self, path: KeyPath) -> int:
-        node = self.root
-        assert node is not None
-        line: int = node.start_mark.line
-        for part in path:
-            if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
-                line = node.start_mark.line
-            elif isinstance(node, yaml.MappingNode):
-                found = [(key, value) for key, value in node.value if key.value == part]
-                if not found:
-                    break
-                line, node = found[0][0].start_mark.line, found[0][1]
-        return line + 1
+    base: Path
 
 
 def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
@@ -119,18 +105,20 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
     """
     folder = Path.cwd()
     if isinstance(source, Mapping):
-        raw, place = dict(source), _Place("study")
+        raw, place = dict(source), Place("study")
     else:
         path = _find(source)
         folder = path.parent
-        raw, place = _read(path)
+        raw, place = read_yaml(path, Study.model_fields)
     study = _checked(raw, place)
     for index, plugin in enumerate(study.plugins):
-        load_plugin(folder / plugin, place.error(("plugins", index), f"no file {plugin!r}"))
+        if not (folder / plugin).is_file():
+            raise place.error(("plugins", index), f"no file {plugin!r}")
+        load_file(folder / plugin)
     methods = _choose(METHODS, "methods", study.methods, place)
     if study.controls:
         taken = {chosen.entry.name for chosen in methods}
-        homes = {"harness.methods.controls", *(_module_name(folder / plugin) for plugin in study.plugins)}
+        homes = {"harness.methods.controls", *(module_name(folder / plugin) for plugin in study.plugins)}
         extra = [
             name
             for name, entry in METHODS.items()
@@ -138,39 +126,12 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
         ]
         methods = [*methods, *_choose(METHODS, "methods", extra, place)]
     metrics = _choose(METRICS, "metrics", study.metrics, place)
-    return Resolved(study, tuple(_models(study, place)), tuple(methods), tuple(metrics))
+    return Resolved(study, tuple(models_of(study.models, study.data, place)), tuple(methods), tuple(metrics), folder)
 
 
 def studies() -> dict[str, Path]:
     """The built-in studies."""
     return {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
-
-
-def load_plugin(path: Path, missing: Exception | None = None) -> None:
-    """Run a user's file, which registers its methods and metrics.
-
-    Raises:
-        InputError: there is no such file, or it raises itself.
-    """
-    if not path.is_file():
-        raise missing or InputError(f"no file {path}")
-    name = _module_name(path)
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise InputError(f"plugin {path}: {type(error).__name__}: {error}") from error
-
-
-def _module_name(plugin: Path) -> str:
-    return f"harness_plugin_{plugin.stem}_{digest(str(plugin.resolve()))}"
 
 
 def choose(registry: Registry[E], entries: Sequence[str | dict[str, Any]], kind: str) -> list[Chosen]:
@@ -179,7 +140,7 @@ def choose(registry: Registry[E], entries: Sequence[str | dict[str, Any]], kind:
     Raises:
         StudyError: an unknown name or option, or two entries with one label.
     """
-    return _choose(registry, kind, entries, _Place("arguments"))
+    return _choose(registry, kind, entries, Place("arguments"))
 
 
 def _find(source: str | Path) -> Path:
@@ -194,75 +155,129 @@ def _find(source: str | Path) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Any], _Place]:
-    try:
-        text = path.read_text()
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise StudyError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
-    place = _Place(str(path), root)
-    if not isinstance(raw, dict):
-        raise place.error((), f"a study is a mapping with the keys {', '.join(Study.model_fields)}")
-    _no_key_twice(root, place, ())
-    return raw, place
-
-
-def _no_key_twice(node: yaml.Node | None, place: _Place, path: KeyPath) -> None:
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        for key, value in node.value:
-            if keys.count(key.value) > 1:
-                raise place.error((*path, key.value), f"the key {key.value!r} stands here twice")
-            _no_key_twice(value, place, (*path, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _no_key_twice(value, place, (*path, index))
-
-
-def _checked(raw: dict[str, Any], place: _Place, model: type[_Strict] = Study, path: KeyPath = ()) -> Any:
+def _checked(raw: dict[str, Any], place: Place, model: type[_Strict] = Study, path: KeyPath = ()) -> Any:
     try:
         return model(**raw)
     except ValidationError as error:
         # An unknown key is the likeliest mistake, so it goes first; that a mapping is no string says nothing.
-        order = {"extra_forbidden": 0, "string_type": 2, "model_type": 2}
+        order = {"extra_forbidden": 0, "string_type": 2, "dict_type": 2, "model_type": 2}
         problem = min(error.errors(), key=lambda e: order.get(e["type"], 1))
         where = tuple(part for part in problem["loc"] if not str(part).startswith(("literal[", "str", "int", "dict[")))
         if problem["type"] == "extra_forbidden":
-            known = DataEntry.model_fields if "DataEntry" in where else model.model_fields
-            where = tuple(part for part in where if part != "DataEntry")
-            message = f"unknown key {where[-1]!r}; {nearest(str(where[-1]), known)}"
+            message = f"unknown key {where[-1]!r}; {nearest(str(where[-1]), model.model_fields)}"
         elif problem["type"] == "missing":
             message = f"the key {where[-1]!r} is missing"
         else:
-            where = tuple(part for part in where if part != "DataEntry")
             message = f"{problem['msg']}, got {problem['input']!r}"
         raise place.error((*path, *where), message) from None
 
 
-def _models(study: Study, place: _Place) -> list[ModelEntry]:
-    entries = []
-    for index, raw in enumerate(study.models):
+def models_of(
+    raws: Sequence[str | dict[str, Any]], default: str | dict[str, Any] | None, place: Place
+) -> list[ModelEntry]:
+    """The checked model entries, one for each checkpoint or seed, each with its data.
+
+    Raises:
+        StudyError: an unknown source, key, option or head, no data, or two entries with one label.
+    """
+    entries: list[ModelEntry] = []
+    for index, raw in enumerate(raws):
         path: KeyPath = ("models", index)
-        given = {"name": raw, "source": raw} if isinstance(raw, str) else {"source": raw.get("name"), **raw}
-        entry = _checked(given, place, ModelEntry, path)
-        _known(entry.source, MODELS, "model", place, path)
-        entry = entry.model_copy(update={"data": entry.data or study.data or MODELS[entry.source].data})
-        data = DataEntry(source=entry.data) if isinstance(entry.data, str) else entry.data
-        _known(data.source, DATA, "data", place, path if isinstance(raw, dict) and "data" in raw else ("data",))
-        entries.append(entry.model_copy(update={"data": data}))
-    _no_label_twice([entry.name for entry in entries], "models", place)
+        given = {"source": raw} if isinstance(raw, str) else dict(raw)
+        given.setdefault("source", given.get("name"))
+        given.setdefault("name", _label(str(given["source"])))
+        for member in _checkpoints(given, place, path):
+            source, fields = _source_of(MODELS, ModelEntry, member, place, path)
+            entry: ModelEntry = _checked(fields, place, ModelEntry, path)
+            _check_head(entry, place, path)
+            own, data = "data" in fields, fields.get("data") or default
+            if data is None and not source.argument:
+                data = source.load("", {}).data or None
+            if data is None:
+                raise place.error(path, f"{entry.name}: on which data? Say `data`; {nearest('', _usages(DATA))}")
+            entries.append(
+                entry.model_copy(update={"data": data_of(data, place, (*path, "data") if own else ("data",))})
+            )
+    _no_label_twice([f"{entry.name}, model_seed {entry.model_seed}" for entry in entries], "models", place)
     return entries
 
 
-def _known(name: str, table: Mapping[str, Any], kind: str, place: _Place, path: KeyPath) -> None:
-    if name not in table:
-        raise place.error(path, f"unknown {kind} {name!r}; {nearest(name, table)}")
+def data_of(raw: str | dict[str, Any], place: Place, path: KeyPath) -> DataEntry:
+    """The checked data entry.
+
+    Raises:
+        StudyError: an unknown source, key or option.
+    """
+    given = {"source": raw} if isinstance(raw, str) else dict(raw)
+    _, fields = _source_of(DATA, DataEntry, given, place, path)
+    entry: DataEntry = _checked(fields, place, DataEntry, path)
+    return entry
 
 
-def _choose(registry: Registry[E], kind: str, raws: Sequence[str | dict[str, Any]], place: _Place) -> list[Chosen]:
+def _source_of(
+    registry: Registry[SourceEntry], model: type[_Strict], given: dict[str, Any], place: Place, path: KeyPath
+) -> tuple[SourceEntry, dict[str, Any]]:
+    """The registered source of an entry, and the entry with the options of the source gathered and checked."""
+    if not isinstance(given.get("source"), str):
+        raise place.error(path, f"an entry needs the key 'source'; {nearest('', _usages(registry))}")
+    try:
+        source, _ = split_source(given["source"], registry)
+    except UnknownNameError as error:
+        raise place.error(path, str(error)) from None
+    fields = {key: value for key, value in given.items() if key in model.model_fields and key != "options"}
+    options = {key: value for key, value in given.items() if key not in fields}
+    for key in options:
+        if key not in source.options:
+            known = {*model.model_fields, *source.options} - {"options"}
+            raise place.error((*path, key), f"unknown key {key!r}; {nearest(key, known)}")
+    try:
+        return source, {**fields, "options": source.resolve(options)}
+    except OptionError as error:
+        raise place.error((*path, error.option), str(error)) from None
+
+
+def _usages(registry: Registry[SourceEntry]) -> list[str]:
+    return [entry.usage for entry in registry.values()]
+
+
+def _label(source: str) -> str:
+    """How a model is called that was given no name: resnet50 for torchvision:resnet50, net for file:net.py:build."""
+    scheme, _, argument = source.partition(":")
+    label = PurePath(argument.rpartition(":")[0]).stem if scheme == "file" else argument or scheme
+    return re.sub(r"[^A-Za-z0-9._-]", "-", label).lstrip("._-") or "model"
+
+
+def _checkpoints(given: dict[str, Any], place: Place, path: KeyPath) -> list[dict[str, Any]]:
+    """One entry for each of several checkpoints or training seeds; `model_seed` tells them apart."""
+    lists = [key for key in ("weights", "model_seed") if isinstance(given.get(key), list)]
+    if len(lists) == 2:
+        raise place.error((*path, "model_seed"), "a list of `weights` numbers the checkpoints itself; drop model_seed")
+    if lists == ["weights"]:
+        return [{**given, "weights": each, "model_seed": seed} for seed, each in enumerate(given["weights"])]
+    if lists:
+        return [{**given, "model_seed": seed} for seed in given["model_seed"]]
+    return [given]
+
+
+def head_of(entry: ModelEntry) -> tuple[str, dict[str, Any]]:
+    """The name of an entry's head, empty if it has none, and its options."""
+    given = {"head": entry.head} if isinstance(entry.head, str) else dict(entry.head)
+    return given.pop("head", ""), given
+
+
+def _check_head(entry: ModelEntry, place: Place, path: KeyPath) -> None:
+    name, options = head_of(entry)
+    if not entry.head:
+        return
+    if name not in HEADS:
+        raise place.error((*path, "head"), f"unknown head {name!r}; {nearest(name, HEADS)}")
+    known = [option for option, p in signature(HEADS[name]).parameters.items() if p.annotation is int]
+    for option, value in options.items():
+        if option not in known or not isinstance(value, int):
+            raise place.error((*path, "head"), f"{name} has no option {option}={value!r}; {nearest(option, known)}")
+
+
+def _choose(registry: Registry[E], kind: str, raws: Sequence[str | dict[str, Any]], place: Place) -> list[Chosen]:
     singular = kind.removesuffix("s")
     chosen = []
     for index, raw in enumerate(raws):
@@ -300,7 +315,7 @@ def _expanded(entry: Entry, given: dict[str, Any]) -> list[tuple[str, dict[str, 
     return combinations
 
 
-def _no_label_twice(labels: list[str], kind: str, place: _Place) -> None:
+def _no_label_twice(labels: list[str], kind: str, place: Place) -> None:
     for index, label in enumerate(labels):
         if label in labels[:index]:
             raise place.error((kind,), f"two entries are called {label!r}; give one of them a `name`")

@@ -1,7 +1,10 @@
 """Subjects: a model together with the samples on which it is explained, checked before anything is computed."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -9,19 +12,43 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from harness.data import load_data
-from harness.models import LoadedModel, load_model
+from harness.catalogue import DATA, MODELS
+from harness.data import Data, of_tensors
+from harness.digests import digest
+from harness.findings import in_model, in_output, in_repetition, in_samples, refuse
+from harness.models import ModelSource
+from harness.models.loaded import LoadedModel, Wanted, load_model
+from harness.progress import silent
+from harness.random import Draws
+from harness.registry import split_source
 from harness.space import InputSpace
-from harness.study import DataEntry, ModelEntry, Study
+from harness.study import DataEntry, ModelEntry, head_of
 from harness.training import Progress
-from harness.twins import check_constructor
+from harness.twins import constructor_fault
 from harness.types import InputError
 
 Target = Literal["predicted", "label", "runner_up"] | int
 """Which class is explained, as a policy."""
 
 SAMPLES_A_BLOCK = 256
-BATCH = 256
+SMALLEST_READ = 16
+NAMED = 5
+
+
+class Reader:
+    """Reads samples onto the model's device and keeps the last block, which all methods ask for in turn."""
+
+    def __init__(self, data: Data, device: torch.device, dtype: torch.dtype) -> None:
+        self.data, self.device, self.dtype = data, device, dtype
+        self._rows: tuple[int, ...] = ()
+        self._x: Tensor | None = None
+
+    def read(self, rows: tuple[int, ...]) -> Float[Tensor, "m ..."]:
+        """These samples."""
+        if self._x is None or self._rows != rows:
+            self._x = None  # before the next block comes, so that there is never room needed for two
+            self._x, self._rows = self.data.batch(rows).to(self.device, self.dtype), rows
+        return self._x
 
 
 @dataclass(frozen=True)
@@ -30,25 +57,45 @@ class Subject:
 
     Attributes:
         label: the model's name in the study.
-        dataset: the name of the data.
         source: the loaded model.
-        x: the samples on the model's device.
+        reader: reads the samples.
+        rows: which samples of the data they are.
         target: the explained classes.
-        samples: a stable id for each sample.
-        space: what the numbers in `x` mean.
+        contents: a hash of each sample.
+        skipped: what could not be read.
     """
 
     label: str
-    dataset: str
     source: LoadedModel
-    x: Float[Tensor, "n ..."]
+    reader: Reader
+    rows: tuple[int, ...]
     target: Int[Tensor, " n"]
-    samples: tuple[str, ...]
-    space: InputSpace
+    contents: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data."""
+        return self.reader.data.name
+
+    @property
+    def space(self) -> InputSpace:
+        """What the numbers in `x` mean."""
+        return self.reader.data.space
+
+    @cached_property
+    def samples(self) -> tuple[str, ...]:
+        """A stable id for each sample."""
+        return tuple(self.reader.data.ids[row] for row in self.rows)
+
+    @property
+    def x(self) -> Float[Tensor, "n ..."]:
+        """The samples on the model's device, read when they are asked for."""
+        return self.reader.read(self.rows)
 
     def blocks(self) -> list["Subject"]:
         """The subject in parts of at most 256 samples."""
-        return [self._part(start, start + SAMPLES_A_BLOCK) for start in range(0, len(self.x), SAMPLES_A_BLOCK)]
+        return [self._part(start, start + SAMPLES_A_BLOCK) for start in range(0, len(self.rows), SAMPLES_A_BLOCK)]
 
     def first(self, count: int) -> "Subject":
         """The subject with its first samples only."""
@@ -56,31 +103,54 @@ class Subject:
 
     def _part(self, start: int, stop: int) -> "Subject":
         part = slice(start, stop)
-        return replace(self, x=self.x[part], target=self.target[part], samples=self.samples[part])
+        return replace(self, rows=self.rows[part], target=self.target[part], contents=self.contents[part])
+
+
+def load_source(entry: ModelEntry, base: Path) -> ModelSource:
+    """The model source that an entry names."""
+    kind, argument = split_source(entry.source, MODELS)
+    source: ModelSource = kind.load(argument, entry.options, base=base)
+    return source
+
+
+def load_data(wanted: DataEntry, base: Path, source: ModelSource | None = None, weights: str | None = None) -> Data:
+    """The data that an entry names, prepared as the model's weights want it where the entry does not say how."""
+    kind, argument = split_source(wanted.source, DATA)
+    preprocessing = source.preprocessing(weights) if source else None
+    data: Data = kind.load(argument, wanted.options, base=base, preprocessing=preprocessing)
+    return data
+
+
+def load_entry(
+    entry: ModelEntry, base: Path, *, seed: int, device: torch.device, progress: Progress
+) -> tuple[LoadedModel, Data]:
+    """The model and the data that a study's model entry names; trains the model if that has not been done before."""
+    assert isinstance(entry.data, DataEntry)
+    source = load_source(entry, base)
+    data = load_data(entry.data, base, source, entry.weights)
+    wanted = Wanted(entry.weights, head_of(entry), entry.model_seed, base)
+    return load_model(source, data, wanted, seed=seed, device=device, progress=progress), data
 
 
 def subject_of_entry(
-    entry: ModelEntry, study: Study, *, device: torch.device, samples: int | None, progress: Progress
+    entry: ModelEntry,
+    base: Path,
+    *,
+    seed: int,
+    target: Target,
+    device: torch.device,
+    samples: int | None,
+    progress: Progress,
 ) -> Subject:
-    """The subject that a study's model entry names; trains the model if it has not been trained before.
+    """The subject that a study's model entry names, after everything that would make results wrong is ruled out.
 
     Raises:
-        InputError: the samples do not fit the model.
+        InputError: the model or the samples cannot give right numbers; says which and what to do.
     """
-    wanted = entry.data
-    assert isinstance(wanted, DataEntry)
-    data = load_data(wanted.source)
-    source = load_model(entry.source, model_seed=entry.model_seed, seed=study.seed, device=device, progress=progress)
-    x, y, ids = data.x.to(device), data.y.to(device), data.ids
-    logits = checked_logits(source.model, x, ids)
-    if wanted.select == "correct":
-        rows = torch.nonzero(logits.argmax(1) == y)[:, 0]
-        x, y, logits, ids = x[rows], y[rows], logits[rows], tuple(ids[row] for row in rows.tolist())
-    count = samples or wanted.samples or len(x)
-    if count > len(x):
-        raise InputError(f"{entry.name}: {count} samples asked for, {wanted.source} has {len(x)} ({wanted.select})")
-    target = targets(study.target, logits[:count], y[:count], ids)
-    return Subject(entry.name, wanted.source, source, x[:count], target, ids[:count], data.space)
+    assert isinstance(entry.data, DataEntry)
+    model, data = load_entry(entry, base, seed=seed, device=device, progress=progress)
+    wanted = entry.data.model_copy(update={"samples": samples or entry.data.samples})
+    return _checked_subject(entry.name, model, data, wanted, target, progress)
 
 
 def subject_of_tensors(
@@ -100,65 +170,162 @@ def subject_of_tensors(
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise InputError(f"expected x as a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if len(x) == 0:
+        raise InputError("x holds no samples")
     if torch.is_inference_mode_enabled():
         raise InputError("inside torch.inference_mode() no gradient can be taken: leave it; torch.no_grad() is fine")
     x = x.detach()
     space = space or InputSpace.undeclared(x)
     space.check(x)
-    if build:
-        check_constructor(model, build)
+    refuse(in_model(model))
+    fault = constructor_fault(model, build) if build else ""
+    if fault:
+        raise InputError(f"build() makes no twins of the model: {fault}")
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != x.device:
         raise InputError(f"the model is on {parameter.device}, x on {x.device}: move one of them")
     if parameter is not None and parameter.dtype != x.dtype:
         raise InputError(f"the model has {parameter.dtype} parameters, x is {x.dtype}: convert one of them")
-    ids = tuple(f"sample/{index}" for index in range(len(x)))
-    logits = checked_logits(model, x, ids)
-    source = LoadedModel(model, build, seed, x[:1], x)
-    explained = targets("label", logits, target, ids) if isinstance(target, Tensor) else targets(target, logits, y, ids)
-    name = type(model).__name__
-    return Subject(name, "tensors", source, x, explained, ids, space)
+    ids = [f"sample/{row}" for row in range(len(x))]
+    given, policy = (target, "label") if isinstance(target, Tensor) else (y, target)
+    labels = None if given is None else _labels(given, len(x))
+    data = of_tensors("tensors", x, labels, space, ids=ids)
+    source = LoadedModel(model, build, seed, x[:1], lambda: x)
+    return _checked_subject(type(model).__name__, source, data, DataEntry(source="tensors"), policy, silent)
 
 
-def checked_logits(model: nn.Module, x: Float[Tensor, "n ..."], ids: tuple[str, ...]) -> Float[Tensor, "n classes"]:
-    """The model's outputs on all samples, after everything that would make results silently wrong is ruled out.
+def candidates(data: Data, select: str) -> Sequence[int]:
+    """The rows of the data in the order in which a selection goes through them.
+
+    `first` takes them as they come. Otherwise one of each class after the other, in an order within the class that
+    is random but fixed by the ids, so that a smaller selection is the beginning of a larger one.
 
     Raises:
-        InputError: no samples, NaN or infinite inputs or outputs, a model in train mode, outputs that are not
-            [n, classes].
+        InputError: the selection needs labels, and there are none.
     """
-    if len(x) == 0:
-        raise InputError("x holds no samples")
-    if model.training or any(module.training for module in model.modules()):
-        names = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-        raise InputError(f"the model is in train mode ({', '.join(names[:3])}): call model.eval() first")
-    _finite(x, ids, "the input of sample", "clean the data or leave the sample out")
+    if select == "first":
+        return range(len(data))
+    if data.labels is None:
+        raise InputError(f"{data.name}: select: {select} needs labels, and these samples have none")
+    shuffled = Draws.of([data.name], "selection").permutation(len(data))[0].numpy()
+    labels = data.labels.numpy()[shuffled]
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], labels[order])
+    turn = np.arange(len(order)) - starts  # how many of its class come before it
+    rows: list[int] = shuffled[order][np.lexsort((labels[order], turn))].tolist()
+    return rows
+
+
+def _checked_subject(
+    label: str,
+    model: LoadedModel,
+    data: Data,
+    wanted: DataEntry,
+    policy: Target,
+    progress: Progress,
+) -> Subject:
+    """The subject, once all its samples went through the model and nothing was wrong.
+
+    Raises:
+        InputError: something is, or there are not enough samples.
+    """
+    parameter = next(model.model.parameters(), model.example)
+    reader = Reader(data, model.example.device, parameter.dtype)
+    notes = dict.fromkeys(refuse(in_model(model.model)))
+    rows: list[int] = []
+    explained: list[Tensor] = []
+    contents: list[str] = []
+    skipped: list[str] = []
+    order = candidates(data, wanted.select)
+    count = wanted.samples or len(order)
+    for batch in _batches(order, count, rows):
+        readable, cpu, errors = data.readable(batch)
+        skipped += errors
+        if not readable:
+            continue
+        ids = [data.ids[row] for row in readable]
+        x = cpu.to(reader.device, reader.dtype)
+        data.space.check(x)
+        logits = _logits(model.model, x, ids, data.space, notes, first=not rows)
+        y = None if data.labels is None else data.labels[torch.tensor(readable)].to(reader.device)
+        if wanted.select == "correct" or policy == "label":
+            _check_classes(data, logits.shape[1])
+        target = targets(policy, logits, y, ids)
+        right = logits.argmax(1) == y if wanted.select == "correct" else torch.ones_like(target, dtype=torch.bool)
+        kept = right.nonzero()[: count - len(rows), 0]
+        explained.append(target[kept])
+        rows += [readable[each] for each in kept.tolist()]
+        contents += [digest(cpu[each]) for each in kept.tolist()]
+        progress("samples", len(rows) / count, label)
+    progress("samples", 1.0, label)
+    if not rows or (wanted.samples and len(rows) < wanted.samples):
+        asked = f"{wanted.samples} samples asked for" if wanted.samples else "no samples"
+        raise InputError(f"{label}: {asked}, {data.name} has {len(rows)} ({wanted.select})")
+    if skipped:
+        notes[f"{len(skipped)} samples were skipped: {'; '.join(skipped[:NAMED])}"] = None
+    for note in notes:
+        warnings.warn(f"{label}: {note}", stacklevel=5)
+    return Subject(label, model, reader, tuple(rows), torch.cat(explained), tuple(contents), tuple(skipped))
+
+
+def _logits(
+    model: nn.Module, x: Tensor, ids: Sequence[str], space: InputSpace, notes: dict[str, None], *, first: bool
+) -> Float[Tensor, "n classes"]:
+    """The model's output for samples with which nothing is wrong; adds to `notes` what there is to warn of.
+
+    Raises:
+        InputError: the samples or the output cannot give right numbers.
+    """
+    notes |= dict.fromkeys(refuse(in_samples(x, space, ids)))
     with torch.no_grad():
-        outputs = [model(batch.clone()) for batch in x.split(BATCH)]
-    if not isinstance(outputs[0], Tensor) or outputs[0].ndim != 2:
-        got = list(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
-        raise InputError(
-            f"the model must return logits of shape [n, classes], got {got}: wrap it in a module that does"
-        )
-    logits = torch.cat(outputs)
-    if logits.shape[1] < 2:
-        raise InputError("the model returns one output: wrap it in a module that returns [n, classes], classes >= 2")
-    _finite(logits, ids, "the model's output for sample", "check its weights and the scale of the input")
-    with torch.no_grad():
-        alone = model(x[:1].clone())
-    if not torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
-        raise InputError(
-            f"the model's output for sample {ids[0]} depends on chance or on the rest of its batch: "
-            "switch dropout off and let normalizations use their running statistics"
-        )
+        logits = model(x.clone())
+    notes |= dict.fromkeys(refuse(in_output(logits, ids)))
+    if first:
+        notes |= dict.fromkeys(refuse(in_repetition(model, x, logits, ids)))
     return logits
+
+
+def _check_classes(data: Data, outputs: int) -> None:
+    """Check that labels can mean the outputs of the model.
+
+    Raises:
+        InputError: there are other numbers of names and outputs, so that nobody knows which is which.
+    """
+    if data.classes and len(data.classes) != outputs:
+        raise InputError(
+            f"{data.name} has {len(data.classes)} classes by name, the model {outputs} outputs: "
+            "`classes` in the data entry lists the names of all outputs in their order"
+        )
+
+
+def _labels(y: Int[Tensor, " labels"] | Sequence[int | float], count: int) -> Int[Tensor, " n"]:
+    """Labels that were given in Python.
+
+    Raises:
+        InputError: no integers, or another number than of samples.
+    """
+    labels = torch.as_tensor(y).cpu()
+    if labels.dtype == torch.bool or labels.is_floating_point():
+        raise InputError(f"expected labels and targets as integers, got {labels.dtype}")
+    if labels.shape != (count,):
+        raise InputError(f"expected y of shape [{count}], got {list(labels.shape)}")
+    return labels.long()
+
+
+def _batches(order: Sequence[int], count: int, found: list[int]) -> Iterator[Sequence[int]]:
+    """The rows in batches until enough are found, and never many more than are still needed."""
+    start = 0
+    while start < len(order) and len(found) < count:
+        size = min(SAMPLES_A_BLOCK, max(count - len(found), SMALLEST_READ))
+        yield order[start : start + size]
+        start += size
 
 
 def targets(
     policy: Target,
     logits: Float[Tensor, "n classes"],
-    y: Int[Tensor, " labels"] | Sequence[int | float] | None,
-    ids: tuple[str, ...],
+    labels: Int[Tensor, " n"] | None,
+    ids: Sequence[str],
 ) -> Int[Tensor, " n"]:
     """The explained class of each sample, frozen from here on.
 
@@ -166,24 +333,18 @@ def targets(
         InputError: labels are missing or out of range, or the fixed class is.
     """
     classes = logits.shape[1]
-    if y is not None:
-        labels = torch.as_tensor(y, device=logits.device)
-        if labels.dtype == torch.bool or labels.is_floating_point():
-            raise InputError(f"expected labels and targets as integers, got {labels.dtype}")
-        if labels.shape != (len(logits),):
-            raise InputError(f"expected y of shape [{len(logits)}], got {list(labels.shape)}")
-        wrong = (labels < 0) | (labels >= classes)
-        if wrong.any():
-            row = int(wrong.nonzero()[0, 0])
-            raise InputError(f"the label of sample {ids[row]} is {int(labels[row])}, outside 0 to {classes - 1}")
+    wrong = None if labels is None else ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
+    if labels is not None and wrong:
+        label = int(labels[wrong[0]])
+        raise InputError(f"the label of sample {ids[wrong[0]]} is {label}, outside 0 to {classes - 1}")
     if policy == "predicted":
         return logits.argmax(1)
     if policy == "runner_up":
         return logits.topk(2, dim=1).indices[:, 1]
     if policy == "label":
-        if y is None:
+        if labels is None:
             raise InputError("target='label' needs labels: pass y, or explain the predicted class")
-        return labels.long()
+        return labels
     if isinstance(policy, np.integer):
         policy = int(policy)
     if isinstance(policy, bool) or not isinstance(policy, int):
@@ -191,11 +352,3 @@ def targets(
     if not 0 <= policy < classes:
         raise InputError(f"target {policy} is outside 0 to {classes - 1}")
     return torch.full((len(logits),), policy, dtype=torch.int64, device=logits.device)
-
-
-def _finite(values: Float[Tensor, "n ..."], ids: tuple[str, ...], what: str, remedy: str) -> None:
-    broken = ~values.flatten(1).isfinite().all(1)
-    if broken.any():
-        row = int(broken.nonzero()[0, 0])
-        kind = "NaN" if values[row].isnan().any() else "infinite values"
-        raise InputError(f"{what} {ids[row]} holds {kind} ({int(broken.sum())} samples do): {remedy}")

@@ -1,204 +1,177 @@
 """Tables: views of the rows. Nothing here computes a score, and nothing needs a model."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from harness.statistics import Interval, mean_interval, median_interval, survival
+from harness.series import FIELDS, Series, Stack
+from harness.statistics import mean_interval, median_interval, survival
 
 if TYPE_CHECKING:
     from harness.results import Results
 
-GROUP = [
-    "model",
-    "method",
-    "metric",
-    "measure",
-    "channels",
-    "sign",
-    "normalization",
-    "role",
-    "mode",
-    "stage_index",
-    "stage",
-]
+Row = dict[str, Any]
+
+GROUP = ["model", "model_seed", "method", "metric"]
+HEADLINE = [*GROUP, "status", "measure", "statistic", "value", "low", "high", "undefined", "reason"]
+UNFINISHED = ("failed", "missing")
+COSTS = ("maps_forward", "maps_backward", "maps_seconds", "forward", "backward", "seconds")
+NOTHING = np.full((0, 1), np.nan)
 
 
-def summary(results: "Results") -> pd.DataFrame:
+def summary(stack: Stack) -> Iterator[Row]:
     """One row for each number that is not a point of a curve: mean with its interval, median, what is undefined."""
-    rows = []
-    for labels, group in _groups(results.scalars, GROUP):
-        values = matrix(group)
-        rows.append(
-            {
-                **labels,
-                **_columns(mean_interval(values)),
-                "median": float(np.nanmedian(values)) if np.isfinite(values).any() else np.nan,
-                "samples": values.shape[0],
-                "draws": values.shape[1],
-                "undefined": int(np.isnan(values).sum()),
-                "reason": _commonest(group["reason"]),
-            }
-        )
-    return pd.DataFrame(rows)
+    for series in stack.scalars:
+        values = series.values
+        yield {
+            **stack.labels,
+            **{name: series.labels[name] for name in FIELDS if name != "step"},
+            **asdict(mean_interval(values)),
+            "median": float(np.nanmedian(values)) if np.isfinite(values).any() else np.nan,
+            "samples": values.shape[0],
+            "draws": values.shape[1],
+            "undefined": int(np.isnan(values).sum()),
+            "reason": _commonest(series.reasons),
+        }
 
 
-def headlines(results: "Results") -> pd.DataFrame:
+def headlines(stack: Stack) -> Iterator[Row]:
     """One row for each model, method and metric: the metric's headline with its interval, and its status."""
-    records, rows = results.scalars, []
-    records = records[(records["role"] == "test") & (records["mode"].isna() | (records["mode"] == "full"))]
-    by_cell = dict(list(records.groupby(["model", "method", "metric"], observed=True)))
-    for labels, cells in _groups(results.cells, ["model", "method", "metric"]):
-        status = next((s for s in ("failed", "missing", "not_applicable") if s in set(cells["status"])), "done")
-        row: dict[str, Any] = {**labels, "status": status}
-        if status == "done":
-            info = cells.iloc[0]
-            group = by_cell.get(tuple(labels.values()), records.iloc[:0])
-            group = group[group["measure"] == info["headline"]]
-            group = group[group["sign"] == "signed"] if (group["sign"] == "signed").any() else group
-            values = matrix(group)
-            median = info["summary_statistic"] == "median"
-            row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
-            row |= _columns(median_interval(values.mean(1)) if median else mean_interval(values))
-            row |= {"undefined": int(np.isnan(values).sum()), "reason": _commonest(group["reason"])}
-        elif status != "missing":
-            row["reason"] = _commonest(cells["reason" if status == "not_applicable" else "status"])
-        rows.append(row)
-    columns = [
-        "model",
-        "method",
-        "metric",
-        "status",
-        "measure",
-        "statistic",
-        "value",
-        "low",
-        "high",
-        "undefined",
-        "reason",
-    ]
-    return pd.DataFrame(rows).reindex(columns=columns)
+    status = status_of(stack)
+    row = {**stack.labels, "status": status}
+    if status == "done":
+        info = stack.states[0]
+        found = [s for s in _where(stack.scalars, role="test", measure=info["headline"]) if _unrandomized(s)]
+        found = _where(found, sign="signed") or found
+        values, reasons = (found[-1].values, found[-1].reasons) if found else (NOTHING, Counter[str]())
+        median = info["summary_statistic"] == "median"
+        row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
+        row |= asdict(median_interval(values.mean(1)) if median else mean_interval(values))
+        row |= {"undefined": int(np.isnan(values).sum()), "reason": _commonest(reasons)}
+    elif status == "not_applicable":
+        row["reason"] = _commonest(Counter(s["reason"] for s in stack.states if s["status"] == status))
+    elif status == "failed":
+        row["reason"] = status
+    yield row
 
 
-def verdicts(results: "Results") -> pd.DataFrame:
+def verdicts(stack: Stack) -> Iterator[Row]:
     """One row for each model, method and randomization test: what survives full randomization, and the verdict."""
-    records = results.scalars
-    rows: list[dict[str, Any]] = []
-    cells = results.cells
-    if "metric_function" not in cells:
-        return pd.DataFrame(rows)
-    tested = cells[(cells["metric_function"] == "parameter_randomization") & (cells["status"] == "done")]
-    unfinished = cells[~cells["status"].isin(["done", "not_applicable"])]
-    partial = set(unfinished[["model", "method", "metric"]].itertuples(index=False, name=None))
-    records = records[records["metric"].isin(set(tested["metric"]))]
-    expected = {
-        (cell["model"], cell["method"]): (cell["method_expected"] or {}).get("parameter_randomization", "")
-        for _, cell in tested.iterrows()
-    }
-    for labels, group in _groups(records, ["model", "method", "metric"]):
-        if tuple(labels.values()) in partial:
-            continue
-        full = group[group["mode"] == "full"]
-        output = full.loc[full["measure"] == "output_pearson", "value"].mean()
-        similar = group[group["measure"].isin(["spearman", "ssim"])]
-        for view, part in _groups(similar, ["measure", "channels", "sign", "normalization"]):
-            part = part[part["mode"] != "top_down"]
-            by_role = {
-                r: matrix(part[part["role"] == r]) for r in ("test", "floor_shift", "floor_random", "ceiling_rerun")
-            }
-            result = survival(
-                by_role["test"],
-                by_role["floor_shift"],
-                by_role["floor_random"],
-                by_role["ceiling_rerun"],
-                float(output),
-            )
-            rows.append(
-                {
-                    **labels,
-                    **view,
-                    "verdict": result.verdict,
-                    "expected": expected[labels["model"], labels["method"]],
-                    "survival": result.survival.value,
-                    "low": result.survival.low,
-                    "high": result.survival.high,
-                    "similarity": result.similarity,
-                    "floor_shift": result.floor_shift,
-                    "floor_random": result.floor_random,
-                    "ceiling_rerun": result.ceiling,
-                    "reason": result.reason,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def cascade(results: "Results") -> pd.DataFrame:
-    """Signed Spearman correlation with the trained network's map, stage by stage from the output down."""
-    records = results.scalars
-    records = records[
-        (records["mode"] == "top_down") & (records["measure"] == "spearman") & (records["sign"] == "signed")
+    tested = [
+        s for s in stack.states if s.get("metric_function") == "parameter_randomization" and s["status"] == "done"
     ]
-    rows = []
-    for labels, group in _groups(records, ["model", "method", "metric", "stage_index", "stage"]):
-        rows.append({**labels, **_columns(mean_interval(matrix(group)))})
-    return pd.DataFrame(rows)
+    if not tested or status_of(stack) in UNFINISHED:
+        return
+    expected = (tested[-1]["method_expected"] or {}).get("parameter_randomization", "")
+    changes = [s.values.ravel() for s in _where(stack.scalars, mode="full", measure="output_pearson")]
+    known = np.concatenate([NOTHING[:, 0], *changes])
+    known = known[~np.isnan(known)]
+    output = float(known.mean()) if len(known) else np.nan
+    similar = [s for s in stack.scalars if s.labels["measure"] in ("spearman", "ssim")]
+    names = ("measure", "channels", "sign", "normalization")
+    for key in dict.fromkeys(tuple(s.labels[name] for name in names) for s in similar):
+        view = dict(zip(names, key, strict=True))
+        by_role = dict.fromkeys(("test", "floor_shift", "floor_random", "ceiling_rerun"), NOTHING)
+        by_role |= {s.labels["role"]: s.values for s in _where(similar, **view) if s.labels["mode"] != "top_down"}
+        result = survival(
+            by_role["test"], by_role["floor_shift"], by_role["floor_random"], by_role["ceiling_rerun"], output
+        )
+        yield {
+            **stack.labels,
+            **view,
+            "verdict": result.verdict,
+            "expected": expected,
+            "survival": result.survival.value,
+            "low": result.survival.low,
+            "high": result.survival.high,
+            "similarity": result.similarity,
+            "floor_shift": result.floor_shift,
+            "floor_random": result.floor_random,
+            "ceiling_rerun": result.ceiling,
+            "reason": result.reason,
+        }
 
 
-def cost(results: "Results") -> pd.DataFrame:
+def cascade(stack: Stack) -> Iterator[Row]:
+    """Signed Spearman correlation with the trained network's map, stage by stage from the output down."""
+    for series in _where(stack.scalars, mode="top_down", measure="spearman", sign="signed"):
+        stage = {name: series.labels[name] for name in ("stage_index", "stage")}
+        yield {**stack.labels, **stage, **asdict(mean_interval(series.values))}
+
+
+def cost(stack: Stack) -> Iterator[Row]:
     """Sample-passes and seconds of each method's maps and of each metric, summed over blocks."""
-    cells = results.cells
-    if "forward" not in cells:
-        return pd.DataFrame()
-    cells = cells[cells["status"] == "done"]
-    columns = ["maps_forward", "maps_backward", "maps_seconds", "forward", "backward", "seconds"]
-    return cells.groupby(["model", "method", "metric"], sort=False)[columns].sum().reset_index()
+    done = [state for state in stack.states if state["status"] == "done"]
+    if done:
+        yield {**stack.labels, **{name: sum(state[name] for state in done) for name in COSTS}}
 
 
-def leaderboard(results: "Results") -> pd.DataFrame:
+def outcomes(stack: Stack) -> Iterator[Row]:
+    """The method's family, and how many cells came out how. Not written: `Results.outcomes`."""
+    counts = Counter(state["status"] for state in stack.states)
+    family = next((state["method_family"] for state in stack.states if "method_family" in state), "")
+    kinds = ("done", "not_applicable", *UNFINISHED)
+    yield {**stack.labels, "method_family": family, **{kind: counts[kind] for kind in kinds}}
+
+
+def leaderboard(long: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """Methods x metrics, for reading: the headline with its interval, and the verdict of the randomization test.
 
     Rows are not ordered by quality: no single number says which method is best.
+
+    Args:
+        long: the table of headlines.
+        judged: the table of verdicts.
     """
-    long = results.table("headlines")
     if long.empty:
         return long
-    judged = results.table("verdicts")
     if not judged.empty:
         judged = judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")]
-    words = {(v["model"], v["method"], v["metric"]): v["verdict"] for _, v in judged.iterrows()}
-    text = [
-        " ".join(filter(None, [_cell(row), words.get((row["model"], row["method"], row["metric"]), "")]))
-        for _, row in long.iterrows()
-    ]
-    wide = long.assign(text=text).pivot_table(
-        index=["model", "method"], columns="metric", values="text", aggfunc="first", sort=False
-    )
+    words = {tuple(v[GROUP]): v["verdict"] for _, v in judged.iterrows()}
+    text = [" ".join(filter(None, [_cell(row), words.get(tuple(row[GROUP]), "")])) for _, row in long.iterrows()]
+    index = ["model", "model_seed", "method"]
+    wide = long.assign(text=text).pivot_table(index=index, columns="metric", values="text", aggfunc="first", sort=False)
     return wide.reset_index().rename_axis(columns=None)
 
 
-def stages(results: "Results") -> pd.DataFrame:
-    """Methods x stages, for reading: the cascade table with a column for each stage."""
-    long = results.table("cascade")
+def stages(long: pd.DataFrame) -> pd.DataFrame:
+    """Methods x stages, for reading: the table of the cascade, `long`, with a column for each stage."""
     if long.empty:
         return long
     long = long.assign(text=[interval_text(row, ".2f") for _, row in long.iterrows()])
-    index = ["model", "method", "metric"]
-    wide = long.pivot_table(index=index, columns="stage", values="text", aggfunc="first", sort=False, observed=True)
+    wide = long.pivot_table(index=GROUP, columns="stage", values="text", aggfunc="first", sort=False)
     return wide[list(long.sort_values("stage_index")["stage"].unique())].reset_index().rename_axis(columns=None)
 
 
-TABLES: dict[str, Callable[["Results"], pd.DataFrame]] = {
-    "leaderboard": leaderboard,
+ROWS: dict[str, Callable[[Stack], Iterator[Row]]] = {
     "headlines": headlines,
     "verdicts": verdicts,
     "cascade": cascade,
-    "stages": stages,
     "summary": summary,
     "cost": cost,
+    "outcomes": outcomes,
 }
+"""What a stack adds to a table."""
+
+TABLES = ("leaderboard", "headlines", "verdicts", "cascade", "stages", "summary", "cost")
+
+
+def build(stacks: Iterable[Stack]) -> dict[str, pd.DataFrame]:
+    """Every table in one pass: a stack is read, gives its rows to each table, and is forgotten."""
+    rows: dict[str, list[Row]] = {name: [] for name in ROWS}
+    for stack in stacks:
+        for name, rows_of_stack in ROWS.items():
+            rows[name] += rows_of_stack(stack)
+    frames = {name: pd.DataFrame(found) for name, found in rows.items()}
+    frames["headlines"] = frames["headlines"].reindex(columns=HEADLINE)
+    frames["leaderboard"] = leaderboard(frames["headlines"], frames["verdicts"])
+    frames["stages"] = stages(frames["cascade"])
+    return frames
 
 
 def write_tables(results: "Results", folder: Path) -> list[Path]:
@@ -220,33 +193,22 @@ def markdown(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def matrix(group: pd.DataFrame) -> np.ndarray:
-    """The values as [samples, draws], both in sorted order, so that matrices of one study match.
-
-    A number without draws has one draw, and one about the model has one sample.
-    """
-    samples, _ = pd.factorize(group["sample"].astype(object), sort=True, use_na_sentinel=False)
-    draws, _ = pd.factorize(group["draw"], sort=True, use_na_sentinel=False)
-    if len(group) == 0:
-        return np.full((0, 1), np.nan)
-    values = np.full((samples.max() + 1, draws.max() + 1), np.nan)
-    values[samples, draws] = group["value"]
-    return values
+def status_of(stack: Stack) -> str:
+    """What the cells of a stack came to: the worst of them counts."""
+    found = {state["status"] for state in stack.states}
+    return next((status for status in (*UNFINISHED, "not_applicable") if status in found), "done")
 
 
-def _groups(frame: pd.DataFrame, columns: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    if len(frame):
-        for values, group in frame.groupby(columns, sort=False, observed=True, dropna=False):
-            yield dict(zip(columns, values, strict=True)), group
+def _where(series: Iterable[Series], **labels: str | None) -> list[Series]:
+    return [each for each in series if all(each.labels[name] == label for name, label in labels.items())]
 
 
-def _columns(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+def _unrandomized(series: Series) -> bool:
+    return series.labels["mode"] in (None, "full")
 
 
-def _commonest(reasons: "pd.Series[Any]") -> str:
-    counts = reasons.dropna().astype(str)
-    return str(counts.mode().iloc[0]) if len(counts) else ""
+def _commonest(reasons: Counter[str]) -> str:
+    return min(reasons, key=lambda reason: (-reasons[reason], reason), default="")
 
 
 def _cell(row: "pd.Series[Any]") -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.data import Dataset, digest
+from harness.data import Data
+from harness.digests import digest
 from harness.random import Draws, torch_seeded
+from harness.types import InputError
 
 Progress = Callable[[str, float, str], None]
 """What is being done, the fraction done, and what exactly."""
@@ -56,7 +59,7 @@ def cache_folder() -> Path:
 
 def trained(
     build: Callable[[], nn.Module],
-    data: Dataset,
+    data: Data,
     recipe: Recipe,
     *,
     name: str,
@@ -68,28 +71,36 @@ def trained(
 
     Args:
         build: the constructor.
-        data: what to train on and to measure the accuracy with.
+        data: whose training part to train on, and what to measure the accuracy with.
         recipe: how.
         name: shown while training.
         seed: of the initial parameters, of the order of the samples and of the permutation of the labels.
         permuted: train on labels that are permuted once among all training samples.
         progress: told what happens.
+
+    Raises:
+        InputError: the data have no labelled training part.
     """
-    source = inspect.getsource(build) if inspect.isclass(build) or inspect.isfunction(build) else repr(build)
-    key = digest(name, source, asdict(recipe), data.fingerprint, seed, permuted)
+    with torch_seeded("shape"):
+        network = build()
+    code = inspect.getsource(sys.modules[type(network).__module__])
+    key = digest(name, code, str(network), asdict(recipe), data.fingerprint, seed, permuted)
     path = cache_folder() / "models" / f"{name}-{'permuted' if permuted else 'true'}-{key}.safetensors"
     if path.exists():
         return _read(path)
-    labels = data.train_y
+    part = data.train
+    if part is None or part.labels is None or data.labels is None:
+        raise InputError(f"{name}: {data.name} has no labelled training part to train on")
+    x, labels = part.batch(range(len(part))), part.labels
     if permuted:
         labels = labels[Draws.of([name], seed, "permuted labels").permutation(len(labels))[0]]
     with torch_seeded(seed, "initial parameters", name, permuted):
         model = build()
-        _fit(model, data.train_x, labels, recipe, name, seed, permuted, progress)
+        _fit(model, x, labels, recipe, name, seed, permuted, progress)
     result = Trained(
         {key: value.contiguous() for key, value in model.state_dict().items()},
-        accuracy(model, data.train_x, labels),
-        accuracy(model, data.x, data.y),
+        accuracy(model, x, labels),
+        accuracy(model, data.batch(range(len(data))), data.labels),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}")

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from harness.random import seed_of, torch_seeded
-from harness.types import InputError
 
 
 def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: object) -> nn.Module:
@@ -58,24 +57,22 @@ def _redrawn(model: nn.Module) -> nn.Module:
     return twin
 
 
-def check_constructor(model: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Check that a constructor makes what twins need: this architecture, drawn by torch's generator and no other.
+def constructor_fault(model: nn.Module, build: Callable[[], nn.Module]) -> str:
+    """Why a constructor cannot make twins of this model; empty if it can.
 
-    Raises:
-        InputError: other names or shapes, the same weights for every seed, or other weights for one seed.
+    It must make this architecture, with weights drawn by torch's generator and no other.
     """
     first, again, other = (twin_of(model, build, "check", key) for key in (0, 0, 1))
     shapes = [{name: tuple(p.shape) for name, p in network.named_parameters()} for network in (model, first)]
     if shapes[0] != shapes[1]:
         wrong = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))[0][0]
-        raise InputError(f"build() makes another network than the model: they differ in parameter {wrong!r}")
+        return f"it makes another network than the model: they differ in parameter {wrong!r}"
     drawn = [[p for p in network.parameters() if p.unique().numel() > 1] for network in (first, again, other)]
     if not all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True)):
-        raise InputError(
-            "build() draws weights by another generator than torch's on the CPU: twins cannot be reproduced"
-        )
+        return "it draws weights by another generator than torch's on the CPU: twins cannot be reproduced"
     if drawn[0] and all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2], strict=True)):
-        raise InputError("build() returns the same weights each time: it must not seed or load anything itself")
+        return "it returns the same weights each time: it must not seed or load anything itself"
+    return ""
 
 
 def architecture_of(model: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """The outcome of a run in three lines of plain words: what held, what did not, what to look at."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,26 +9,42 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 COMPLETE_WITHIN = 0.01
+SUBJECT = ["model", "model_seed"]
+WHO = [*SUBJECT, "method"]
+
+Subjects = Mapping[tuple[str, int], str]
 
 
 def conclusion(results: "Results") -> dict[str, str]:
     """`held`, `did not hold` and `look at`, each one line.
 
-    Controls count in the third line only, and only when they come out wrong: the outcome is known beforehand.
+    Of several models a method holds only if it does on each of them; the first line names no others. Controls count
+    in the third line only, and only when they come out wrong: the outcome is known beforehand.
     """
     judged = _without_controls(results, results.table("verdicts"))
     long = _without_controls(results, results.table("headlines"))
-    held, failed, look = [], [], problems(results)
+    subjects = results.subjects
+    held: list[str] = []
+    failed: list[str] = []
+    partly: list[str] = []
+    look = problems(results)
+
+    def hold(statement: str, rows: pd.DataFrame) -> None:
+        everywhere = rows["method"].isin(_everywhere(subjects, rows))
+        held.append(_names(subjects, statement, rows[everywhere]))
+        partly.append(_names(subjects, f"on some models only: {statement}", rows[~everywhere]))
+
     if not judged.empty:
         signed, absolute = _view(judged, "signed"), _view(judged, "absolute")
         passed = signed[signed["verdict"] == "PASS"]
-        held.append(_names("the map depends on what the network has learnt", passed))
-        failed.append(_names("the map survives the randomization of the network", signed[signed["verdict"] == "FAIL"]))
+        hold("the map depends on what the network has learnt", passed)
+        survives = signed[signed["verdict"] == "FAIL"]
+        failed.append(_names(subjects, "the map survives the randomization of the network", survives))
         for word in ("INVALID", "INCONCLUSIVE"):
             for reason, rows in signed[signed["verdict"] == word].groupby("reason", sort=False):
-                look.append(_names(f"{word.lower()}, {reason}", rows))
-        hidden = absolute[(absolute["verdict"] == "FAIL") & absolute["method"].isin(passed["method"])]
-        look.append(_names("passes signed, but fails as an absolute map (the input shows through)", hidden))
+                look.append(_names(subjects, f"{word.lower()}, {reason}", rows))
+        hidden = absolute[(absolute["verdict"] == "FAIL") & _among(absolute, passed)]
+        look.append(_names(subjects, "passes signed, but fails as an absolute map (the input shows through)", hidden))
     for measure, good, bad in (
         ("relative_residual", "adds up to within 1 %", "does not add up to within 1 %"),
         (
@@ -42,33 +58,30 @@ def conclusion(results: "Results") -> dict[str, str]:
         fine = rows["value"] <= COMPLETE_WITHIN if residual else rows["low"] > 0
         wrong = ~fine if residual else rows["high"] < 0
         # With several fills a method holds only if it does under each of them.
-        held.append(_names(good, rows[~rows["method"].isin(rows[~fine]["method"])]))
-        failed.append(_names(bad, rows[wrong]))
-        look.append(_names("gain from flipping not told from chance", rows[~fine & ~wrong]))
+        hold(good, rows[~_among(rows, rows[~fine])])
+        failed.append(_names(subjects, bad, rows[wrong]))
+        look.append(_names(subjects, "gain from flipping not told from chance", rows[~fine & ~wrong]))
     return {
         "held": _line(held, "nothing was tested that can hold"),
         "did not hold": _line(failed, "nothing that was tested"),
-        "look at": _line(look, "the cascade picture and the flipping curves"),
+        "look at": _line([*look, *partly], "the cascade picture and the flipping curves"),
     }
 
 
 def problems(results: "Results") -> list[str]:
     """What makes the numbers of this run doubtful: failed or missing cells, and controls that came out wrong."""
     found = []
-    states = results.cells["status"].value_counts()
     for state in ("failed", "missing"):
-        if states.get(state, 0):
-            found.append(f"{states[state]} {state} cells, see the table of failures")
+        if count := results.outcomes[state].sum():
+            found.append(f"{count} {state} cells, see the table of failures")
     judged = results.table("verdicts")
     if not judged.empty:
         signed = _view(judged, "signed")
         # Too few draws leave a control undecided; that is no sign of a broken test.
         right = (signed["verdict"] == signed["expected"]) | (signed["verdict"] == "INCONCLUSIVE")
-        wrong = signed[(signed["expected"] != "") & ~right]
-        found += [
-            f"BROKEN CONTROL: {row['method']} is {row['verdict']}, must be {row['expected']} ({row['reason']})"
-            for _, row in wrong.iterrows()
-        ]
+        for _, row in signed[(signed["expected"] != "") & ~right].iterrows():
+            name = _on(results.subjects, row["model"], row["model_seed"], row["method"])
+            found.append(f"BROKEN CONTROL: {name} is {row['verdict']}, must be {row['expected']} ({row['reason']})")
     return found
 
 
@@ -77,16 +90,34 @@ def _view(judged: pd.DataFrame, sign: str) -> pd.DataFrame:
 
 
 def _without_controls(results: "Results", frame: pd.DataFrame) -> pd.DataFrame:
-    cells = results.cells
-    if frame.empty or "method_family" not in cells:
-        return frame
-    controls = set(cells.loc[cells["method_family"] == "control", "method"])
-    return frame[~frame["method"].isin(controls)]
+    outcomes = results.outcomes
+    controls = outcomes.loc[outcomes["method_family"] == "control", "method"]
+    return frame if frame.empty else frame[~frame["method"].isin(controls)]
 
 
-def _names(statement: str, rows: pd.DataFrame) -> str:
-    names = list(dict.fromkeys(rows["method"]))
-    return f"{statement}: {', '.join(names)}" if names else ""
+def _among(rows: pd.DataFrame, others: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether each row is about a model and method that is among the others."""
+    return pd.MultiIndex.from_frame(rows[WHO]).isin(pd.MultiIndex.from_frame(others[WHO]))
+
+
+def _everywhere(subjects: Subjects, rows: pd.DataFrame) -> list[str]:
+    """The methods that are named on every model of the run."""
+    counts = rows[WHO].drop_duplicates()["method"].value_counts()
+    return list(counts.index[counts == len(subjects)])
+
+
+def _names(subjects: Subjects, statement: str, rows: pd.DataFrame) -> str:
+    """The statement with the methods it is about: by name if on every model, else with the model."""
+    everywhere = _everywhere(subjects, rows)
+    names = [
+        method if method in everywhere else _on(subjects, model, seed, method)
+        for model, seed, method in rows[WHO].itertuples(index=False, name=None)
+    ]
+    return f"{statement}: {', '.join(dict.fromkeys(names))}" if names else ""
+
+
+def _on(subjects: Subjects, model: str, seed: int, method: str) -> str:
+    return f"{method} ({subjects[model, seed]})" if len(subjects) > 1 else method
 
 
 def _line(parts: Sequence[str], otherwise: str) -> str:

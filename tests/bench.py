@@ -12,8 +12,8 @@ import torch
 
 import harness
 from harness.api import torch_device
-from harness.data import load_data
-from harness.models import model_source
+from harness.data.bundled import mnist_5k
+from harness.models.builtin import mnist_cnn
 
 BATCHES = (16, 32, 64, 128, 256)
 METRICS = [
@@ -64,11 +64,14 @@ def main():
     parser.add_argument("--samples", type=int, default=200)
     arguments = parser.parse_args()
     device = torch_device(arguments.device)
-    source = model_source("mnist-cnn")
-    data = load_data(source.data)
+    data, source = mnist_5k(), mnist_cnn()
+
+    def build():
+        return source.build(source.shape, 10)
+
     torch.manual_seed(0)
-    model = source.build().eval().to(device)
-    x = data.x[: arguments.samples].to(device)
+    model = build().eval().to(device)
+    x = data.batch(range(arguments.samples)).to(device)
     forward, both = floors(model, x, device)
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}")
@@ -77,7 +80,7 @@ def main():
     methods = [n for n, entry in harness.METHODS.items() if entry.family != "control"]
     for name in methods:
         harness.explain(model, x[:2], method=name, space=data.space)  # the first call of an operator is slower
-    results = harness.evaluate(model, x, methods=methods, metrics=METRICS, space=data.space, build=source.build)
+    results = harness.evaluate(model, x, methods=methods, metrics=METRICS, space=data.space, build=build)
     cells = results.cells[results.cells["status"] == "done"]
 
     def ratio(seconds, forwards, backwards):

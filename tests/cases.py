@@ -8,7 +8,7 @@ from torch import nn
 
 from harness.case import Case, Explainer
 from harness.catalogue import METHODS, METRICS
-from harness.models import LoadedModel
+from harness.models.loaded import LoadedModel
 from harness.rows import rows_of
 from harness.space import InputSpace
 
@@ -129,7 +129,7 @@ def case_of(model, x, target, maps, *, build=None, seed=0, chunk=64, space=None,
     kinds = {4: "image", 3: "signal", 2: "table"}
     channels = x.shape[1]
     space = space or InputSpace(kinds[x.ndim], mean=(0.0,) * channels, std=(1.0,) * channels)
-    source = LoadedModel(model, build, seed, x[:1], x)
+    source = LoadedModel(model, build, seed, x[:1], lambda: x)
     case = Case(model, source, Explainer(METHODS[name], options), x, target, ids, space, seed, chunk)
     if given:
         case.__dict__["maps"] = maps

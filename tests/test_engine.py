@@ -15,7 +15,7 @@ import torch
 import harness
 from cases import Functional, network
 from harness import Results
-from harness.data import load_data
+from harness.data.bundled import mnist_5k
 from harness.plan import content_of, plan
 from harness.progress import silent
 from harness.rows import RECORDS
@@ -278,7 +278,7 @@ def test_only_correctly_classified_samples_where_they_are_asked_for(tmp_path):
     options = {"device": torch.device("cpu"), "samples": None, "progress": silent}
     subject = subject_of_entry(resolved.models[0], resolved.study, **options)
     plain = subject_of_entry(load_study(small(data="mnist-5k")).models[0], resolved.study, **options)
-    labels = dict(zip(plain.samples, load_data("mnist-5k").y.tolist(), strict=True))
+    labels = dict(zip(plain.samples, mnist_5k().labels.tolist(), strict=True))
     assert [labels[sample] for sample in subject.samples] == subject.target.tolist()
     predicted = dict(zip(plain.samples, plain.target.tolist(), strict=True))
     wrong = [sample for sample in plain.samples[:62] if predicted[sample] != labels[sample]]

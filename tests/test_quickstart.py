@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import harness
-from harness.data import load_data
-from harness.models import load_model
+from harness.data.bundled import mnist_5k
 from harness.progress import silent
+from harness.study import load_study
+from harness.subjects import load_entry
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +41,10 @@ def test_nothing_failed_and_no_control_is_broken(results):
 
 
 def test_networks_are_good_and_the_partner_is_valid(results):
-    loaded = load_model("mnist-cnn", model_seed=0, seed=0, device=torch.device("cpu"), progress=silent)
-    data = load_data("mnist-5k")
+    entry = load_study("quickstart").models[0]
+    loaded, data = load_entry(entry, Path(), seed=0, device=torch.device("cpu"), progress=silent)
     with torch.no_grad():
-        assert (loaded.model(data.x).argmax(1) == data.y).double().mean() >= 0.96
+        assert (loaded.model(data.batch(range(1000))).argmax(1) == data.labels).double().mean() >= 0.96
     partner = loaded.partner()
     assert partner.invalid == ""
     assert partner.train_accuracy >= 0.95
@@ -85,7 +86,7 @@ def test_the_input_shows_through_input_x_gradient_as_the_closed_form_says(result
         "mode": "full",
     }
     absolute, signed = summary(**where, sign="absolute")["value"], summary(**where, sign="signed")["value"]
-    zeros = (load_data("mnist-5k").x[:200] == 0).flatten(1).double().mean(1)
+    zeros = (mnist_5k().batch(range(200)) == 0).flatten(1).double().mean(1)
     expected = float((3 * zeros / (3 * zeros + (1 - zeros) ** 2)).mean())
     assert absolute == pytest.approx(expected, abs=0.01)
     assert absolute > signed + 0.5

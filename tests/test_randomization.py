@@ -9,10 +9,10 @@ from torchvision.models import VisionTransformer, mobilenet_v2
 
 from cases import Functional, case_of, network, rows, values
 from harness.blocks import blocks_of
-from harness.data import load_data
+from harness.data.bundled import mnist_5k
 from harness.metrics.cascade import full, top_down
 from harness.metrics.comparison import compare
-from harness.models import LoadedModel, _invalid
+from harness.models.loaded import LoadedModel, _invalid
 from harness.training import Trained
 from harness.twins import twin_note, twin_of
 
@@ -112,7 +112,7 @@ def test_twins_are_a_function_of_seed_architecture_and_draw_alone():
         other.head.weight.mul_(2)
 
     def twin(network, seed, draw):
-        return LoadedModel(network, build, seed, x[:1], x).twin(draw).state_dict()["stem.weight"]
+        return LoadedModel(network, build, seed, x[:1], lambda: x).twin(draw).state_dict()["stem.weight"]
 
     same = twin(model, 0, 0)
     assert torch.equal(same, twin(model, 0, 0))
@@ -278,4 +278,4 @@ def test_comparison_reports_signed_and_absolute_maps_apart():
     ],
 )
 def test_a_partner_must_have_memorized_and_know_nothing_more(train, test, invalid):
-    assert _invalid(Trained({}, train, test), load_data("mnist-5k")) == invalid
+    assert _invalid(Trained({}, train, test), mnist_5k()) == invalid

@@ -42,9 +42,9 @@ def test_the_study_is_valid():
 
 def test_the_new_method_and_metric_run(tmp_path):
     (tmp_path / "mine.py").write_text(blocks("python")[1])
-    from harness.study import load_plugin
+    from harness.plugins import load_file
 
-    load_plugin(tmp_path / "mine.py")
+    load_file(tmp_path / "mine.py")
     results = harness.evaluate(
         build(), torch.rand(4, 3, 16, 16), methods=["squared_gradient"], metrics=["largest_value"]
     )

@@ -220,7 +220,7 @@ def test_labels_are_integers_and_lists_of_names_are_lists():
 
 
 def test_the_key_of_a_tensor_option_holds_all_of_it():
-    from harness.data import digest
+    from harness.digests import digest
 
     a = torch.zeros(3, 20, 20)
     b = a.clone()

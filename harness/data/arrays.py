@@ -1,0 +1,97 @@
+"""Arrays of NumPy archives, mapped from disk rather than loaded."""
+
+import tempfile
+import zipfile
+from pathlib import Path
+from shutil import copyfileobj
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from harness.data import Data
+from harness.data.files import existing
+from harness.registry import data_source, nearest
+from harness.space import InputSpace, Kind
+from harness.types import InputError
+
+KINDS: dict[int, Kind] = {2: "table", 3: "signal", 4: "image"}
+LOCAL_HEADER = 30
+
+
+@data_source(argument="PATH")
+def npz(
+    path: str,
+    *,
+    base: Path,
+    x: str = "x",
+    y: str = "y",
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Data:
+    """Arrays of a NumPy archive: samples `x` as the model takes them, labels `y` where there are any.
+
+    `train_x` and `train_y` beside them are the training part. Pixels are `x * std + mean`; without `mean` and
+    `std` nothing is known about them, and fills that need pixels are refused.
+
+    Raises:
+        InputError: no such file or array, or arrays of Python objects, which could run code and are not opened.
+    """
+    file, name = existing(base / path), f"npz:{path}"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            arrays = {each.removesuffix(".npy"): _mapped(archive, each, file) for each in archive.namelist()}
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise InputError(f"{name}: not a NumPy archive of numbers (np.savez makes one): {error}") from None
+    if x not in arrays:
+        raise InputError(f"{name}: no array {x!r}; {nearest(x, arrays)}")
+    if arrays[x].ndim not in KINDS:
+        raise InputError(f"{name}: expected {x!r} of shape [n,c,h,w], [n,c,t] or [n,f], got {list(arrays[x].shape)}")
+    declared = [None if values is None else tuple(values) for values in (mean, std)]
+    space = InputSpace(KINDS[arrays[x].ndim], *declared, low, high)
+    train = None
+    if f"train_{x}" in arrays:
+        train = _of_array(f"{path}/train", arrays[f"train_{x}"], arrays.get(f"train_{y}"), space, None)
+    return _of_array(path, arrays[x], arrays.get(y), space, train)
+
+
+def _of_array(path: str, x: np.ndarray, y: np.ndarray | None, space: InputSpace, train: Data | None) -> Data:
+    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
+        raise InputError(f"npz:{path}: expected {len(x)} integer labels, got {y.dtype} of shape {list(y.shape)}")
+    labels = None if y is None else torch.from_numpy(y.astype(np.int64))
+
+    def read(row: int) -> torch.Tensor:
+        return torch.from_numpy(np.array(x[row], dtype=np.float64 if x.dtype == np.float64 else np.float32))
+
+    return Data(f"npz:{path}", space, [f"{path}/{row}" for row in range(len(x))], labels, read, train=train)
+
+
+def _mapped(archive: zipfile.ZipFile, member: str, path: Path) -> np.ndarray:
+    """An array of the archive without its contents in memory.
+
+    Raises:
+        ValueError: it holds Python objects, or is no array.
+    """
+    info = archive.getinfo(member)
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream)
+        offset = stream.tell()
+        if dtype.hasobject:
+            raise ValueError(f"{member} holds Python objects, which are not opened because they could run code")
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        if info.compress_type == zipfile.ZIP_STORED:
+            with path.open("rb") as file:
+                file.seek(info.header_offset)
+                header = file.read(LOCAL_HEADER)
+            lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            offset += info.header_offset + LOCAL_HEADER + lengths
+            return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+        # What is compressed cannot be mapped, so it is unpacked into a file that vanishes with the process.
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (the map keeps it open)
+        copyfileobj(stream, unpacked)
+        return np.memmap(unpacked, dtype, "r", 0, shape, "F" if fortran else "C")

@@ -1,0 +1,176 @@
+"""Pictures in a folder, and how a picture becomes an input."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from harness.data import BrokenSampleError, Data
+from harness.data.files import Broken, of_files
+from harness.registry import data_source
+from harness.space import InputSpace
+from harness.types import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+MODES = {1: "L", 3: "RGB"}
+SIXTEEN_BITS = 65535
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes an input: resize, centre crop, scale to [0, 1], normalize.
+
+    Attributes:
+        mean: of each channel in [0, 1]; as many as the model has input channels, 1 (grey) or 3 (RGB).
+        std: its standard deviation.
+        resize: the shorter side after resizing; [height, width] to ignore the aspect ratio; None leaves it.
+        crop: the side of the square cut from the centre; None leaves it.
+        interpolation: of the resizing, always with antialiasing.
+
+    Raises:
+        InputError: not 1 or 3 channels, or another number in mean than in std.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: tuple[int, ...] | None = None
+    crop: int | None = None
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) not in MODES or len(self.mean) != len(self.std):
+            raise InputError(f"expected mean and std for 1 (grey) or 3 (RGB) channels, got {self.mean} and {self.std}")
+
+    @property
+    def space(self) -> InputSpace:
+        """The input space of what it makes."""
+        return InputSpace("image", self.mean, self.std)
+
+    def __call__(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
+        """The input that a picture becomes."""
+        picture = _in_mode(picture, MODES[len(self.mean)])
+        if self.resize:
+            picture = F.resize(picture, list(self.resize), InterpolationMode(self.interpolation), antialias=True)
+        if self.crop:
+            picture = F.center_crop(picture, [self.crop, self.crop])
+        pixels = F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True)
+        return F.normalize(pixels, list(self.mean), list(self.std))
+
+
+@data_source(argument="PATH")
+def folder(
+    path: str,
+    *,
+    base: Path,
+    preprocessing: Preprocessing | None,
+    labels: str = "",
+    label: str = "label",
+    classes: list[str] | None = None,
+    train: str = "",
+    held_out: str = "",
+    broken: Broken = "refuse",
+    resize: int | list[int] | None = None,
+    crop: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Data:
+    """Image files in a folder, at any depth; ids are their paths.
+
+    The class is the subfolder, unless `labels` says otherwise. How a picture becomes an input is declared here
+    by `resize`, `crop`, `mean` and `std`, or else comes with the weights of the model.
+
+    Args:
+        path: of the folder.
+        base: what paths are relative to.
+        preprocessing: that of the model's weights.
+        labels: a CSV file with the column `file`, or a regular expression whose first group is the class.
+        label: the column of that CSV file with the class.
+        classes: names of all classes by index; by default those that occur, sorted.
+        train: another folder, with the training samples.
+        held_out: a regular expression that the paths of samples to explain match; the others are trained on.
+        broken: refuse a file that cannot be read, or skip it.
+        resize: the shorter side, or [height, width].
+        crop: the side of the square cut from the centre.
+        mean: of each channel in [0, 1].
+        std: of each channel in [0, 1].
+        interpolation: of the resizing.
+
+    Raises:
+        InputError: an empty folder, a file without a class, or nothing that says how pictures become inputs.
+    """
+    name = f"folder:{path}"
+    prepare = declared(preprocessing, resize, crop, mean, std, interpolation, name)
+    return of_files(
+        "folder",
+        path,
+        EXTENSIONS,
+        prepare.space,
+        _decoder(prepare),
+        base=base,
+        labels=labels,
+        label=label,
+        classes=classes,
+        train=train,
+        held_out=held_out,
+        broken=broken,
+    )
+
+
+def declared(
+    preprocessing: Preprocessing | None,
+    resize: int | list[int] | None,
+    crop: int | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    interpolation: Interpolation,
+    name: str,
+) -> Preprocessing:
+    """The preprocessing that a data entry declares, else that of the weights.
+
+    Raises:
+        InputError: neither, or a declaration that stops half-way.
+    """
+    if mean is not None and std is not None:
+        size = (resize,) if isinstance(resize, int) else tuple(resize or ())
+        return Preprocessing(tuple(mean), tuple(std), size or None, crop, interpolation)
+    if (mean, std, resize, crop) != (None, None, None, None):
+        raise InputError(f"{name}: declare mean and std together, with resize and crop where the model needs them")
+    if preprocessing is None:
+        raise InputError(
+            f"{name}: nothing says how a picture becomes an input: declare resize, crop, mean and std as in the "
+            "model's training (mean: [0], std: [1] for pixels in [0, 1]), or use weights that bring them"
+        )
+    return preprocessing
+
+
+def _decoder(prepare: Preprocessing) -> Callable[[Path], Tensor]:
+    def decode(path: Path) -> Tensor:
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                return prepare(picture)
+        # Decoders raise many kinds of errors; whichever it is, this file cannot be read.
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise BrokenSampleError(f"cannot read {str(path)!r}: {error}") from None
+
+    return decode
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        # Pillow cuts what is above 255 instead of scaling it.
+        picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / SIXTEEN_BITS * 255).round().astype(np.uint8))
+    if "transparency" in picture.info and picture.mode in ("P", "LA", "PA"):
+        picture = picture.convert("RGBA")
+    return picture if picture.mode == mode else picture.convert(mode)

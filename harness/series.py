@@ -1,0 +1,139 @@
+"""Series: the rows of a run, read block by block into matrices. Tables and figures are views of these.
+
+A row of `Results.records` takes about a hundred bytes, a number in a matrix eight; and only the numbers of one model,
+method and metric are ever held together. So a run of many samples is read in little more memory than one of few.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float
+
+from harness.plan import Cell
+from harness.statistics import Values
+from harness.store import Store
+
+FIELDS = ("measure", "channels", "sign", "normalization", "role", "mode", "stage_index", "stage", "step")
+"""What the numbers of one series have in common."""
+
+Block = tuple[Float[np.ndarray, " draws"], Values]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Numbers that differ by sample and draw only.
+
+    Attributes:
+        labels: what they have in common, by the names in `FIELDS`.
+        about_model: they are about the model, not about samples: the same in every block.
+        blocks: of each block the draws, NaN for a number without draws, and the values [samples, draws].
+        reasons: why values are undefined, and how often.
+    """
+
+    labels: Mapping[str, Any]
+    about_model: bool
+    blocks: list[Block] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def values(self) -> Values:
+        """All blocks in one matrix [samples, draws], draws in order, so that matrices of one study match."""
+        draws = np.unique(np.concatenate([drawn for drawn, _ in self.blocks]))
+        samples = 1 if self.about_model else sum(len(values) for _, values in self.blocks)
+        whole = np.full((samples, len(draws)), np.nan)
+        start = 0
+        for drawn, values in self.blocks:
+            whole[start : start + len(values), np.searchsorted(draws, drawn)] = values
+            start += 0 if self.about_model else len(values)
+        return whole
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The cells of one model, model seed, method and metric, one a block: what a row of a table is about."""
+
+    cells: tuple[Cell, ...]
+    store: Store
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What its cells have in common."""
+        cell = self.cells[0]
+        return {name: getattr(cell, name) for name in ("model", "model_seed", "method", "metric")}
+
+    @cached_property
+    def states(self) -> list[Mapping[str, Any]]:
+        """How each cell came about; of one that is not finished, its status only."""
+        return [state_of(cell, self.store) for cell in self.cells]
+
+    @cached_property
+    def scalars(self) -> list[Series]:
+        """The series that are not points of a curve, in the order in which the metric yields them."""
+        return self.series(pc.field("step").is_null())
+
+    def series(self, where: pc.Expression) -> list[Series]:
+        """The series of the rows for which this holds."""
+        columns = ["sample", *FIELDS, "draw", "value", "reason"]
+        return series_of(rows for cell in self.cells if (rows := self.store.rows(cell, columns, where)) is not None)
+
+
+def stacks_of(cells: Iterable[Cell], store: Store) -> Iterator[Stack]:
+    """The stacks of these cells, in the order of their first cells."""
+    found: dict[tuple[str, int, str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.model, cell.model_seed, cell.method, cell.metric), []).append(cell)
+    return (Stack(tuple(each), store) for each in found.values())
+
+
+def state_of(cell: Cell, store: Store) -> Mapping[str, Any]:
+    """How a cell came about; if it is not finished, whether it failed or is missing."""
+    return store.info(cell) or {"status": "failed" if store.failure(cell) else "missing"}
+
+
+def series_of(blocks: Iterable[pa.Table]) -> list[Series]:
+    """The rows of several blocks of samples as series, in the order in which they are first met."""
+    found: dict[tuple[Any, ...], Series] = {}
+    for rows in blocks:
+        for labels, about_model, block, reasons in _split(rows):
+            series = found.setdefault((*labels.values(), about_model), Series(labels, about_model))
+            series.blocks.append(block)
+            series.reasons.update(reasons)
+    return list(found.values())
+
+
+def _split(rows: pa.Table) -> Iterator[tuple[dict[str, Any], bool, Block, list[str]]]:
+    """The rows of one block by series: labels, whether it is about the model, its values, the reasons met."""
+    if rows.num_rows == 0:
+        return
+    rows = rows.unify_dictionaries().combine_chunks()
+    value, draw = (rows[name].to_numpy().astype(np.float64) for name in ("value", "draw"))
+    sample, reason = _codes(rows["sample"]), _codes(rows["reason"])
+    reasons = np.array(rows["reason"].chunk(0).dictionary.to_pylist(), dtype=object)
+    kind = (sample < 0).astype(np.int64)
+    for name in FIELDS:
+        codes = _codes(rows[name])
+        kind = kind * (codes.max() + 2) + codes + 1
+    kind, _ = pd.factorize(kind)
+    order, ends = np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))
+    groups = np.split(order, ends[:-1])
+    labels = rows.select(FIELDS).take(pa.array([group[0] for group in groups])).to_pylist()
+    for fields, group in zip(labels, groups, strict=True):
+        about_model = bool(sample[group[0]] < 0)
+        position, names = pd.factorize(sample[group], sort=True)
+        column, draws = pd.factorize(draw[group], sort=True, use_na_sentinel=False)
+        values = np.full((len(names), len(draws)), np.nan)
+        values[position, column] = value[group]
+        yield fields, about_model, (draws, values), reasons[reason[group][reason[group] >= 0]].tolist()
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """A number for each row, the same for the same content; -1 where there is none."""
+    codes: np.ndarray = column.chunk(0).dictionary_encode().indices.fill_null(-1).to_numpy()
+    return codes
