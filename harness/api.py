@@ -1,7 +1,6 @@
 """The verbs in Python: `run` a study, `evaluate` a model at hand, `explain` a batch."""
 
 import platform
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
@@ -65,16 +64,7 @@ def run(
         raise InputError(f"the cells in {folder.path} were computed with --chunk {kept}: use that one or another --out")
     chunk = chunk or kept or CHUNK
     subjects = [
-        subject_of_entry(
-            entry,
-            resolved.base,
-            seed=resolved.study.seed,
-            target=resolved.study.target,
-            device=place,
-            samples=samples,
-            progress=progress,
-        )
-        for entry in resolved.models
+        subject_of_entry(entry, resolved, device=place, samples=samples, progress=progress) for entry in resolved.models
     ]
     groups = plan(subjects, resolved.methods, resolved.metrics, resolved.study.seed)
     cells = [task.cell for group in groups for task in group.tasks]
@@ -84,8 +74,8 @@ def run(
     _warn_of_other_versions(folder, groups)
     folder.write_manifest(manifest, cells)
     execute(groups, folder, seed=resolved.study.seed, chunk=chunk, progress=progress)
-    _keep_cascades(groups, resolved.methods, folder.path / "figures", resolved.study.seed, progress)
     results = Results.load(folder.path)
+    _keep_cascades(groups, results.subjects, resolved, folder.path / "figures", progress)
     write_tables(results, folder.path / "tables")
     write_figures(results, folder.path / "figures")
     return results
@@ -256,14 +246,19 @@ def _warn_of_other_versions(folder: Folder, groups: Sequence[Group]) -> None:
 
 
 def _keep_cascades(
-    groups: Sequence[Group], methods: Sequence[Chosen], folder: Path, seed: int, progress: Progress
+    groups: Sequence[Group],
+    names: Mapping[tuple[str, int], str],
+    resolved: Resolved,
+    folder: Path,
+    progress: Progress,
 ) -> None:
     first = [group for group in groups if group.tasks and group.tasks[0].cell.block == 0 and policy_of(group)]
-    labels = [chosen.label for chosen in methods]
-    models = list(dict.fromkeys(group.tasks[0].cell.model for group in first))
-    for position, model in enumerate(models):
-        progress("pictures", position / len(models), model)
-        of_model = [group for group in first if group.tasks[0].cell.model == model]
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", model)
-        keep_cascade(of_model, labels, folder / f"cascade-{name}.npz", seed=seed)
+    labels = [chosen.label for chosen in resolved.methods]
+    by_subject: dict[str, list[Group]] = {}
+    for group in first:
+        cell = group.tasks[0].cell
+        by_subject.setdefault(names[cell.model, cell.model_seed], []).append(group)
+    for position, (name, members) in enumerate(by_subject.items()):
+        progress("pictures", position / len(by_subject), name)
+        keep_cascade(members, labels, folder / f"cascade-{name}.npz", seed=resolved.study.seed)
     progress("pictures", 1.0, "")

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +15,7 @@ from harness.types import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.doctor import Diagnosis
     from harness.results import Results
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -84,6 +85,98 @@ def table(
         _print(results.table(each), each)
 
 
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="a model source or a study (.yaml)")],
+    data: Annotated[str | None, typer.Argument(help="a data source or a path [default: noise]")] = None,
+    weights: Annotated[str | None, typer.Option(help="a file, or a name that the source knows")] = None,
+    samples: Annotated[int, typer.Option(help="how many samples to examine")] = 64,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
+) -> None:
+    """Examine a model and its data: what it is, what it costs, which methods apply, what makes results wrong.
+
+    Examples: `harness doctor mnist-cnn`, `harness doctor file:net.py:build photos --weights w.safetensors`,
+    `harness doctor my.yaml`. Sources may be YAML mappings: '{source: folder:photos, resize: 256, crop: 224, ...}'.
+
+    Exit codes: 0 nothing found; 1 findings; 2 wrong input.
+    """
+    from harness.api import torch_device
+    from harness.doctor import examine_entry
+    from harness.init import entry_of
+    from harness.progress import bars
+    from harness.study import load_study
+
+    place, base = torch_device(device), Path.cwd()
+    assumed: list[str] = []
+    if model.endswith((".yaml", ".yml")):
+        resolved = load_study(model)
+        entries, base = resolved.models, resolved.base
+    else:
+        entry, assumed = entry_of(model, data, weights, base)
+        entries = (entry,)
+    found = 0
+    for each in entries:
+        with bars(console) as progress:
+            diagnosis = examine_entry(each, base, samples=samples, device=place, progress=progress)
+        _tell(diagnosis, assumed)
+        found += len(diagnosis.findings)
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="a model source, such as file:net.py:build")],
+    data: Annotated[str, typer.Argument(help="a data source, or the path of a folder, .npz or .csv")],
+    weights: Annotated[str | None, typer.Option(help="a file, or a name that the source knows")] = None,
+    out: Annotated[Path, typer.Option(help="the study to write")] = Path("study.yaml"),
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
+) -> None:
+    """Write a study for a model and data of your own, with comments, ready to run within minutes.
+
+    Examples: `harness init file:net.py:build photos --weights w.safetensors`, then `harness run study.yaml`.
+    """
+    from harness.api import torch_device
+    from harness.init import init_study
+    from harness.progress import bars
+
+    if out.exists():
+        raise InputError(f"{out} exists already: name another file with --out")
+    base = Path.cwd()
+    if out.parent.resolve() != base.resolve():
+        raise InputError("paths in a study are relative to it: write it into the folder you are in")
+    with bars(console) as progress:
+        text = init_study(model, data, weights, out.stem, base, device=torch_device(device), progress=progress)
+    out.write_text(text)
+    console.print(text, markup=False)
+    console.print(f"written to {out}; run it: harness run {out}", markup=False)
+
+
+@app.command()
+def applicability(
+    models: Annotated[list[str] | None, typer.Argument(help="model sources [default: the built-in ones]")] = None,
+    out: Annotated[Path | None, typer.Option(help="a folder to write the table to as CSV and Markdown")] = None,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
+) -> None:
+    """Print which method applies to which model, and if not, why; with the completeness residual where one is claimed.
+
+    Each model has random weights and gets noise of both signs: applicability depends on neither.
+
+    Examples: `harness applicability`, `harness applicability vit torchvision:resnet50 file:net.py:build`.
+    """
+    from harness.api import torch_device
+    from harness.doctor import applicability_of
+    from harness.progress import bars
+    from harness.tables import markdown
+
+    with bars(console) as progress:
+        frame = applicability_of(models or [], Path.cwd(), device=torch_device(device), progress=progress)
+    _print(frame, "applicability")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(out / "applicability.csv", index=False)
+        (out / "applicability.md").write_text(markdown(frame))
+
+
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
     """List what is there by name: methods, metrics, models, data or studies."""
@@ -91,12 +184,13 @@ def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
     from harness.registry import Entry, SourceEntry
     from harness.study import studies
 
-    registry: Mapping[str, Entry] | None = {
+    registries: dict[str, Mapping[str, Entry]] = {
         "methods": METHODS,
         "metrics": METRICS,
         "models": MODELS,
         "data": DATA,
-    }.get(kind)
+    }
+    registry = registries.get(kind)
     listing = Table("name", "options" if registry else "", "", box=None, padding=(0, 2, 0, 0))
     if registry:
         for entry in registry.values():
@@ -147,6 +241,30 @@ def _show(results: "Results", folder: Path) -> None:
     console.print(f"tables and figures: {folder}/tables, {folder}/figures\n", markup=False)
     for title, line in conclusion(results).items():
         console.print(f"[bold]{title}[/]: {_plain(line)}", soft_wrap=True)
+
+
+def _tell(diagnosis: "Diagnosis", assumed: Sequence[str]) -> None:
+    console.print(f"\n[bold]{_plain(diagnosis.label)}[/]")
+    for name, fact in diagnosis.facts.items():
+        console.print(f"  {name}: {_plain(fact)}", soft_wrap=True)
+    for note in assumed:
+        console.print(f"  assumed: {note}", soft_wrap=True)
+    if len(diagnosis.blocks):
+        _print(diagnosis.blocks.rename_axis("order").reset_index(), "blocks in execution order")
+    if diagnosis.cost:
+        cost = diagnosis.cost
+        console.print(
+            f"a batch of {cost.batch}: {cost.forward_seconds:.3g} s forward, {cost.backward_seconds:.3g} s backward, "
+            f"{cost.graph_bytes / 2**20:.3g} MiB kept for the backward pass; largest batch that fits: "
+            f"{cost.largest_batch:,} ({cost.how})\n",
+            soft_wrap=True,
+        )
+    if len(diagnosis.methods):
+        _print(diagnosis.methods, "methods")
+    for finding in diagnosis.findings:
+        console.print(f"[bold red]finding:[/] {_plain(finding.problem)}", soft_wrap=True)
+    if not diagnosis.findings:
+        console.print("no findings")
 
 
 def _print(frame: "pd.DataFrame", title: str) -> None:

@@ -36,9 +36,11 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
         picture, _ = read_cascade(kept)
         if picture.maps.ndim == 4:
             written.append(_save(draw_cascade(picture), kept.with_suffix(".png")))
-    for subject, points in curves(results).groupby(["model", "model_seed"], sort=False):
-        name = results.subjects[subject]
-        written.append(_save(draw_curves(points, name), folder / f"pixel_flipping-{name}.png"))
+    points = curves(results)
+    for (model, seed), name in results.subjects.items():
+        here = points[(points["model"] == model) & (points["model_seed"] == seed)]
+        if len(here):
+            written.append(_save(draw_curves(here, name), folder / f"pixel_flipping-{name}.png"))
     return written
 
 

@@ -155,12 +155,13 @@ def in_gradient(model: nn.Module, x: Float[Tensor, "n ..."]) -> list[Finding]:
         ends = [double(x + sign * step * direction).gather(1, target)[:, 0] for sign in (1, -1)]
     slope, claimed = (ends[0] - ends[1]) / (2 * step), (gradient * direction).flatten(1).sum(1)
     scale = torch.maximum(slope.abs(), claimed.abs())
-    error = ((slope - claimed).abs() / scale.clamp(min=1e-9 * float(logits.detach().abs().max()))).median()
-    if error <= SAME_DERIVATIVE:
+    tiny = 1e-9 * float(logits.detach().abs().max())
+    difference = float(((slope - claimed).abs() / scale.clamp(min=tiny)).median())
+    if difference <= SAME_DERIVATIVE:
         return []
     return [
         Finding(
-            f"the gradient is not that of the output (they differ by {float(error):.0%} along a random direction): "
+            f"the gradient is not that of the output (they differ by {difference:.0%} along a random direction): "
             "a part of the model is detached or has a backward pass of its own",
             "warn",
         )

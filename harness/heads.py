@@ -50,6 +50,8 @@ class Segmentation(_Head):
         mask: [*positions], true where the output counts; everywhere by default.
     """
 
+    mask: Tensor | None
+
     def __init__(self, model: nn.Module, mask: Tensor | None = None) -> None:
         super().__init__(model)
         self.register_buffer("mask", mask, persistent=False)
@@ -115,4 +117,8 @@ HEADS: dict[str, type[_Head]] = {"segmentation": Segmentation, "regression": Reg
 
 def with_head(model: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
     """The model under the head of this name; the model itself if there is none."""
-    return HEADS[name](model, **options) if name else model
+    if not name:
+        return model
+    wrapped = HEADS[name](model, **options)
+    wrapped.training = model.training
+    return wrapped

@@ -43,11 +43,11 @@ def module_name(path: Path) -> str:
 
 def code_of(path: Path) -> str:
     """A hash of a loaded file and of the modules below its folder that have been imported, libraries aside."""
-    folder = path.parent.resolve()
+    folder, ours = path.parent.resolve(), Path(__file__).parents[1]
     files = {path.resolve()}
     for module in list(sys.modules.values()):
-        place = getattr(module, "__file__", None)
-        if place and folder in Path(place).resolve().parents and "site-packages" not in Path(place).parts:
-            files.add(Path(place).resolve())
-    ours = Path(__file__).parents[1]
-    return digest([file.read_bytes() for file in sorted(files) if ours not in file.parents or file == path.resolve()])
+        place = Path(getattr(module, "__file__", None) or "")
+        beside = place.is_absolute() and folder in place.parents and place.is_file()
+        if beside and "site-packages" not in place.parts and ours not in place.parents:
+            files.add(place)
+    return digest([file.read_bytes() for file in sorted(files)])

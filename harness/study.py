@@ -173,7 +173,11 @@ def _checked(raw: dict[str, Any], place: Place, model: type[_Strict] = Study, pa
 
 
 def models_of(
-    raws: Sequence[str | dict[str, Any]], default: str | dict[str, Any] | None, place: Place
+    raws: Sequence[str | dict[str, Any]],
+    default: str | dict[str, Any] | None,
+    place: Place,
+    *,
+    needs_data: bool = True,
 ) -> list[ModelEntry]:
     """The checked model entries, one for each checkpoint or seed, each with its data.
 
@@ -183,7 +187,7 @@ def models_of(
     entries: list[ModelEntry] = []
     for index, raw in enumerate(raws):
         path: KeyPath = ("models", index)
-        given = {"source": raw} if isinstance(raw, str) else dict(raw)
+        given: dict[str, Any] = {"source": raw} if isinstance(raw, str) else dict(raw)
         given.setdefault("source", given.get("name"))
         given.setdefault("name", _label(str(given["source"])))
         for member in _checkpoints(given, place, path):
@@ -193,11 +197,11 @@ def models_of(
             own, data = "data" in fields, fields.get("data") or default
             if data is None and not source.argument:
                 data = source.load("", {}).data or None
-            if data is None:
+            if data is None and needs_data:
                 raise place.error(path, f"{entry.name}: on which data? Say `data`; {nearest('', _usages(DATA))}")
-            entries.append(
-                entry.model_copy(update={"data": data_of(data, place, (*path, "data") if own else ("data",))})
-            )
+            where: KeyPath = (*path, "data") if own else ("data",)
+            checked = None if data is None else data_of(data, place, where)
+            entries.append(entry.model_copy(update={"data": checked}))
     _no_label_twice([f"{entry.name}, model_seed {entry.model_seed}" for entry in entries], "models", place)
     return entries
 

@@ -22,7 +22,7 @@ from harness.progress import silent
 from harness.random import Draws
 from harness.registry import split_source
 from harness.space import InputSpace
-from harness.study import DataEntry, ModelEntry, head_of
+from harness.study import DataEntry, ModelEntry, Resolved, head_of
 from harness.training import Progress
 from harness.twins import constructor_fault
 from harness.types import InputError
@@ -133,14 +133,7 @@ def load_entry(
 
 
 def subject_of_entry(
-    entry: ModelEntry,
-    base: Path,
-    *,
-    seed: int,
-    target: Target,
-    device: torch.device,
-    samples: int | None,
-    progress: Progress,
+    entry: ModelEntry, resolved: Resolved, *, device: torch.device, samples: int | None, progress: Progress
 ) -> Subject:
     """The subject that a study's model entry names, after everything that would make results wrong is ruled out.
 
@@ -148,9 +141,10 @@ def subject_of_entry(
         InputError: the model or the samples cannot give right numbers; says which and what to do.
     """
     assert isinstance(entry.data, DataEntry)
-    model, data = load_entry(entry, base, seed=seed, device=device, progress=progress)
+    study = resolved.study
+    model, data = load_entry(entry, resolved.base, seed=study.seed, device=device, progress=progress)
     wanted = entry.data.model_copy(update={"samples": samples or entry.data.samples})
-    return _checked_subject(entry.name, model, data, wanted, target, progress)
+    return _checked_subject(entry.name, model, data, wanted, study.target, progress)
 
 
 def subject_of_tensors(
@@ -251,7 +245,9 @@ def _checked_subject(
         if wanted.select == "correct" or policy == "label":
             _check_classes(data, logits.shape[1])
         target = targets(policy, logits, y, ids)
-        right = logits.argmax(1) == y if wanted.select == "correct" else torch.ones_like(target, dtype=torch.bool)
+        right = torch.ones_like(target, dtype=torch.bool)
+        if wanted.select == "correct" and y is not None:
+            right = logits.argmax(1) == y
         kept = right.nonzero()[: count - len(rows), 0]
         explained.append(target[kept])
         rows += [readable[each] for each in kept.tolist()]

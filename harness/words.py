@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _without_controls(results: "Results", frame: pd.DataFrame) -> pd.DataFrame:
     return frame if frame.empty else frame[~frame["method"].isin(controls)]
 
 
-def _among(rows: pd.DataFrame, others: pd.DataFrame) -> "pd.Series[bool]":
+def _among(rows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
     """Whether each row is about a model and method that is among the others."""
     return pd.MultiIndex.from_frame(rows[WHO]).isin(pd.MultiIndex.from_frame(others[WHO]))
 

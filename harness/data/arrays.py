@@ -49,8 +49,8 @@ def npz(
         raise InputError(f"{name}: no array {x!r}; {nearest(x, arrays)}")
     if arrays[x].ndim not in KINDS:
         raise InputError(f"{name}: expected {x!r} of shape [n,c,h,w], [n,c,t] or [n,f], got {list(arrays[x].shape)}")
-    declared = [None if values is None else tuple(values) for values in (mean, std)]
-    space = InputSpace(KINDS[arrays[x].ndim], *declared, low, high)
+    kind = KINDS[arrays[x].ndim]
+    space = InputSpace(kind, tuple(mean) if mean else None, tuple(std) if std else None, low, high)
     train = None
     if f"train_{x}" in arrays:
         train = _of_array(f"{path}/train", arrays[f"train_{x}"], arrays.get(f"train_{y}"), space, None)

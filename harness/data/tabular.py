@@ -55,7 +55,8 @@ def csv(path: str, *, base: Path, label: str = "label", standardize: bool = True
         mean, std = known.mean(0), known.std(0, correction=0)
         std = torch.where(std > 0, std, torch.ones_like(std))
     space = InputSpace("table", *(tuple(v.tolist()) for v in (mean, std, low, high)))
-    x, y, classes = (values - mean) / std, None, ()
+    x, y = (values - mean) / std, None
+    classes: tuple[str, ...] = ()
     if label in frame:
         y, classes = class_indices(frame[label].tolist(), name)
     ids = [f"{path}/{row}" for row in range(len(frame))]

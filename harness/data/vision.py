@@ -50,11 +50,8 @@ def _torchvision(
         InputError: no such dataset, or its files are not there.
     """
     name = f"torchvision:{dataset}"
-    known = [
-        each
-        for each in torchvision.datasets.__all__
-        if "root" in signature(getattr(torchvision.datasets, each)).parameters
-    ]
+    every = {each: getattr(torchvision.datasets, each) for each in torchvision.datasets.__all__}
+    known = {each: kind for each, kind in every.items() if "root" in signature(kind).parameters}
     if dataset not in known:
         raise InputError(f"{name}: no dataset of torchvision is called so; {nearest(dataset, known)}")
     kind = known[dataset]
@@ -83,7 +80,7 @@ def _torchvision(
 def _of_dataset(name: str, samples: Any, prepare: Preprocessing, train: Data | None) -> Data:
     # Most datasets know their labels without decoding a picture.
     labels = next((getattr(samples, each) for each in ("targets", "labels", "_labels") if hasattr(samples, each)), None)
-    labels = [sample[1] for sample in samples] if labels is None else labels
+    labels = torch.tensor([sample[1] for sample in samples]) if labels is None else labels
     y, classes = class_indices(torch.as_tensor(labels).tolist(), name)
     classes = tuple(map(str, getattr(samples, "classes", classes)))
     ids = [f"{name}/{row}" for row in range(len(samples))]

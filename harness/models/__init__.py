@@ -44,4 +44,4 @@ class ModelSource:
 
     def preprocessing(self, weights: str | None) -> Preprocessing | None:
         """The preprocessing that comes with weights of this name, if any does."""
-        return self.pretrained[weights].preprocessing if weights in self.pretrained else None
+        return self.pretrained[weights].preprocessing if weights and weights in self.pretrained else None

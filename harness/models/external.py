@@ -78,6 +78,7 @@ def _timm(name: str, *, classes: int = 0) -> ModelSource:
     if importlib.util.find_spec("timm") is None:
         raise InputError(f"timm:{name}: timm is not installed: pip install 'attribution-harness[timm]'")
     import timm
+    from timm.data.config import resolve_data_config
 
     if not timm.is_model(name.partition(".")[0]):
         raise InputError(f"timm:{name}: no such network; {nearest(name, timm.list_models())}")
@@ -89,7 +90,8 @@ def _timm(name: str, *, classes: int = 0) -> ModelSource:
     def state() -> Mapping[str, Tensor]:
         return timm.create_model(name, pretrained=True, **options).state_dict()
 
-    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    published = timm.get_pretrained_cfg(name)
+    config = resolve_data_config(pretrained_cfg=published.to_dict() if published else {})
     size = config["input_size"]
     preprocessing = Preprocessing(
         tuple(config["mean"]),

@@ -33,6 +33,10 @@ FIRST_READABLE = 16
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th")
 
 
+class NoWeightsError(InputError):
+    """Nothing says which weights a network is to have."""
+
+
 @dataclass
 class LoadedModel(Source):
     """A trained network on its device, with its twins, partner and blocks (`harness.case.Source`).
@@ -195,7 +199,10 @@ def load_model(
 
     can_train = source.recipe is not None and school.train is not None
     network, origin, own = _with_weights(source, bare, wanted, train if can_train else None)
-    network = with_head(network, wanted.head[0], dict(wanted.head[1])).to(device).eval()
+    network = with_head(network, wanted.head[0], dict(wanted.head[1])).to(device)
+    if not own:
+        # A constructor makes networks to be trained; one that loads weights as well has the mode to answer for.
+        network.eval()
     calibration = data.train if data.train else school.train if school.train else None
 
     def calibrate() -> Tensor:
@@ -223,7 +230,8 @@ def _with_weights(
     """The network, where its weights come from, and whether its constructor is no good for twins.
 
     Raises:
-        InputError: there are no such weights, or nothing says which.
+        InputError: there are no such weights.
+        NoWeightsError: nothing says which.
     """
     weights = wanted.weights
     with torch_seeded(wanted.model_seed, "initial parameters", source.name):
@@ -248,7 +256,7 @@ def _with_weights(
         return network, weights, own
     known = [*source.pretrained, RANDOM]
     if weights is None:
-        raise InputError(
+        raise NoWeightsError(
             f"{source.name}: nothing says which weights: `weights` is a file or one of {', '.join(known)} "
             "(random explains a network that has learnt nothing)"
         )

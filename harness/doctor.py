@@ -1,0 +1,312 @@
+"""The doctor: what a model is, what it costs, which methods apply to it, and what would make results wrong."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from harness.applicability import applicability, applicability_table
+from harness.catalogue import MODELS
+from harness.data import Data, of_tensors
+from harness.findings import Finding, in_gradient, in_model, in_output, in_repetition, in_samples
+from harness.models.loaded import RANDOM, LoadedModel, NoWeightsError, Wanted, load_model
+from harness.places import Place
+from harness.progress import silent
+from harness.random import Draws
+from harness.space import InputSpace
+from harness.study import DataEntry, ModelEntry, head_of, models_of
+from harness.subjects import Reader, Subject, candidates, load_data, load_source
+from harness.training import Progress
+from harness.types import InputError
+
+TRIES = 3
+METHOD_SAMPLES = 2
+GRADIENT_SAMPLES = 8
+BATCH = 32
+LARGEST_TRIED = 4096
+SHARE_OF_MEMORY = 0.5
+IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 384)
+SIGNAL_LENGTHS = (8000, 1000, 128)
+UNKNOWN_SHAPE_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one batch takes: seconds, bytes that the graph holds for the backward pass, the largest batch that fits."""
+
+    batch: int
+    forward_seconds: float
+    backward_seconds: float
+    graph_bytes: int
+    largest_batch: int
+    how: str
+
+
+@dataclass
+class Diagnosis:
+    """What the doctor found out; empty parts could not be examined because of a finding.
+
+    Attributes:
+        label: the model.
+        facts: name -> what is so.
+        findings: what makes results wrong or is worth knowing, with remedies.
+        blocks: the blocks of the network in execution order, with their numbers of parameters.
+        cost: of one batch.
+        methods: see `harness.applicability`.
+    """
+
+    label: str
+    facts: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    blocks: pd.DataFrame = field(default_factory=pd.DataFrame)
+    cost: Cost | None = None
+    methods: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def examine_entry(
+    entry: ModelEntry, base: Path, *, samples: int, device: torch.device, progress: Progress = silent
+) -> Diagnosis:
+    """Examine the model and data of a study's entry. Without data, on noise of a shape that the model takes."""
+    source = load_source(entry, base)
+    wanted = Wanted(entry.weights, head_of(entry), entry.model_seed, base)
+    if isinstance(entry.data, DataEntry):
+        data, select = load_data(entry.data, base, source, entry.weights), entry.data.select
+    else:
+        shape = source.shape or guess_shape(source.build((), 0))
+        data, select = noise(shape), "first"
+    found = []
+    try:
+        model = load_model(source, data, wanted, seed=0, device=device, progress=progress)
+    except NoWeightsError as error:
+        found.append(Finding(f"examined with random weights: {error}", "refuse"))
+        wanted = Wanted(RANDOM, wanted.head, wanted.model_seed, base)
+        model = load_model(source, data, wanted, seed=0, device=device, progress=progress)
+    rows = list(candidates(data, "first" if select == "correct" else select)[:samples])
+    return _examine(entry.name, model, data, rows, found, progress)
+
+
+def applicability_of(models: Sequence[str], base: Path, *, device: torch.device, progress: Progress) -> pd.DataFrame:
+    """Methods x models, the built-in ones by default, with random weights and on noise: see `applicability_table`."""
+    names = list(models) or [name for name, entry in MODELS.items() if not entry.argument]
+    tables = {}
+    for position, entry in enumerate(models_of(names, None, Place("arguments"), needs_data=False)):
+        progress("models", position / len(names), entry.name)
+        source = load_source(entry, base)
+        data = noise(source.shape or guess_shape(source.build((), 0)))
+        model = load_model(source, data, Wanted(RANDOM), seed=0, device=device, progress=progress)
+        tables[entry.name] = _methods(entry.name, model, data, progress)
+    progress("models", 1.0, "")
+    return applicability_table(tables)
+
+
+def doctor(
+    model: nn.Module,
+    x: Float[Tensor, "n ..."],
+    y: Int[Tensor, " labels"] | None = None,
+    *,
+    space: InputSpace | None = None,
+    build: Callable[[], nn.Module] | None = None,
+) -> Diagnosis:
+    """Examine a model and samples at hand; the arguments are those of `harness.evaluate`."""
+    data = of_tensors("tensors", x, y, space or InputSpace.undeclared(x))
+    loaded = LoadedModel(model, build, 0, x[:1], lambda: x)
+    return _examine(type(model).__name__, loaded, data, list(range(len(x))), [], silent)
+
+
+def _examine(
+    label: str, model: LoadedModel, data: Data, rows: list[int], found: list[Finding], progress: Progress
+) -> Diagnosis:
+    network = model.model
+    diagnosis = Diagnosis(label, _facts(model), [*found, *in_model(network)])
+    readable, cpu, errors = data.readable(rows)
+    if errors:
+        diagnosis.findings.append(Finding(f"{len(errors)} samples cannot be read: {'; '.join(errors[:3])}", "cope"))
+    parameter = next(network.parameters(), model.example)
+    x, ids = cpu.to(parameter.device, parameter.dtype), [data.ids[row] for row in readable]
+    diagnosis.findings += in_samples(x, data.space, ids)
+    try:
+        with torch.no_grad():
+            outputs = [network(part.clone()) for part in x.split(BATCH)]
+            output = torch.cat(outputs) if isinstance(outputs[0], Tensor) else outputs[0]
+    except Exception as error:
+        problem = f"the model raises on inputs of shape {list(x.shape)}: {type(error).__name__}: {error}"
+        diagnosis.findings.append(Finding(problem.partition("\n")[0], "refuse"))
+        return diagnosis
+    diagnosis.findings += in_output(output, ids)
+    diagnosis.facts["input"] = f"{list(x.shape[1:])} {data.space.kind}, {data.name}, {len(x)} samples"
+    if isinstance(output, Tensor):
+        diagnosis.facts["output"] = str(list(output.shape[1:]))
+        if data.labels is not None and output.ndim == 2:
+            labels = data.labels[torch.tensor(readable)].to(output.device)
+            hits = int((output.argmax(1) == labels).sum())
+            diagnosis.facts["accuracy"] = f"{hits} of {len(x)} = {hits / len(x):.2%}"
+    if not any(finding.action == "refuse" for finding in diagnosis.findings):
+        diagnosis.findings += in_repetition(network, x[:BATCH], output[:BATCH], ids)
+        diagnosis.findings += in_gradient(network, x[:GRADIENT_SAMPLES])
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in network.modules())
+    if scripted or any(finding.action == "refuse" for finding in diagnosis.findings if finding not in found):
+        return diagnosis
+    diagnosis.blocks = _blocks(model)
+    diagnosis.cost = cost_of(network, x[:BATCH])
+    diagnosis.methods = _methods(label, model, data, progress)
+    return diagnosis
+
+
+def _methods(label: str, model: LoadedModel, data: Data, progress: Progress) -> pd.DataFrame:
+    subject = few_of(label, model, data)
+    return applicability(subject, chunk=len(subject.rows), progress=progress)
+
+
+def few_of(label: str, model: LoadedModel, data: Data) -> Subject:
+    """The first readable samples, just enough to try methods on, with the predicted classes."""
+    rows, cpu, _ = data.readable(range(min(len(data), METHOD_SAMPLES)))
+    parameter = next(model.model.parameters(), model.example)
+    reader = Reader(data, parameter.device, parameter.dtype)
+    with torch.no_grad():
+        predicted = model.model(cpu.to(reader.device, reader.dtype)).argmax(1)
+    return Subject(label, model, reader, tuple(rows), predicted, ("",) * len(rows))
+
+
+def _facts(model: LoadedModel) -> dict[str, str]:
+    network = model.model
+    parameters = list(network.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    kinds = pd.Series([type(m).__name__ for m in network.modules() if not list(m.children())]).value_counts()
+    types = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    places = sorted({str(parameter.device) for parameter in parameters})
+    return {
+        "class": type(network).__name__,
+        "weights": model.origin or "as given",
+        "twins": model.note,
+        "parameters": f"{count:,} in {len(parameters)} tensors, {' '.join(types)} on {' '.join(places)}",
+        "modules": ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
+    }
+
+
+def _blocks(model: LoadedModel) -> pd.DataFrame:
+    sizes = {name: parameter.numel() for name, parameter in model.model.named_parameters()}
+    rows = [
+        {
+            "block": block.name,
+            "parameters": sum(sizes[name] for name in block.parameters),
+            "buffers": len(block.buffers),
+        }
+        for block in model.blocks
+    ]
+    return pd.DataFrame(rows)
+
+
+def cost_of(model: nn.Module, x: Float[Tensor, "n ..."]) -> Cost:
+    """Time and memory of one batch of these samples, and the largest batch that fits.
+
+    On CUDA the batch is doubled until memory runs out. Elsewhere running out would end the process, so the largest
+    batch is estimated: half of the memory that is free, divided by twice what the graph of one sample holds.
+    """
+    forward = min(_seconds(lambda: _forward(model, x), x.device) for _ in range(TRIES))
+    both = min(_seconds(lambda: _backward(model, x), x.device) for _ in range(TRIES))
+    held = _graph_bytes(model, x)
+    if x.is_cuda:
+        return Cost(len(x), forward, both - forward, held, _largest_on_cuda(model, x), "tried")
+    largest = int(SHARE_OF_MEMORY * _free_memory() / (2 * max(held // len(x), 1)))
+    return Cost(len(x), forward, both - forward, held, max(largest, 1), "estimated")
+
+
+def _forward(model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        model(x.clone())
+
+
+def _backward(model: nn.Module, x: Tensor) -> None:
+    leaf = x.clone().requires_grad_()
+    torch.autograd.grad(model(leaf.clone()).sum(), leaf, allow_unused=True)
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _graph_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes of the tensors that the graph keeps for the backward pass, each storage once, parameters aside."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    leaf = x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(leaf)
+    del output
+    return sum(held.values())
+
+
+def _largest_on_cuda(model: nn.Module, x: Tensor) -> int:
+    fits = batch = len(x)
+    while batch < LARGEST_TRIED:
+        batch *= 2
+        try:
+            _backward(model, x[torch.arange(batch, device=x.device) % len(x)])
+        except torch.cuda.OutOfMemoryError:
+            break
+        finally:
+            torch.cuda.empty_cache()
+        fits = batch
+    return fits
+
+
+def _free_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 * 2**30  # a modest machine, where nothing says better
+
+
+def guess_shape(model: nn.Module) -> tuple[int, ...]:
+    """The shape of an input that the model takes, by trying those that fit its first layer.
+
+    Raises:
+        InputError: none of them does.
+    """
+    candidates: list[tuple[int, ...]] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            candidates += [(module.in_channels, side, side) for side in IMAGE_SIDES]
+        elif isinstance(module, nn.Conv1d):
+            candidates += [(module.in_channels, length) for length in SIGNAL_LENGTHS]
+        elif isinstance(module, nn.Linear):
+            side = round(module.in_features**0.5)
+            candidates += [(module.in_features,)] + [(1, side, side)] * (side**2 == module.in_features)
+        if candidates:
+            break
+    model.eval()
+    for shape in candidates:
+        try:
+            with torch.no_grad():
+                model(torch.zeros(2, *shape))
+        except Exception:
+            continue
+        return shape
+    raise InputError("nothing says the shape of an input: give data after the model")
+
+
+def noise(shape: tuple[int, ...]) -> Data:
+    """Standard normal samples, for a model that comes without data."""
+    ids = [f"noise/{row}" for row in range(UNKNOWN_SHAPE_SAMPLES)]
+    x = Draws.of(ids, "noise").normal(*shape).float()
+    # Networks that take the shape of their data get ten outputs; others know their own number.
+    return of_tensors("noise", x, None, InputSpace.undeclared(x), ids=ids, classes=tuple("0123456789"))
