@@ -101,8 +101,8 @@ def doctor(
     Exit codes: 0 nothing found; 1 findings; 2 wrong input.
     """
     from harness.api import torch_device
+    from harness.arguments import entry_of
     from harness.doctor import examine_entry
-    from harness.init import entry_of
     from harness.progress import bars
     from harness.study import load_study
 

@@ -64,7 +64,7 @@ def draw_cascade(picture: Cascade) -> Figure:
     axes = figure.subplots(rows, columns + 1, squeeze=False)
     image = np.moveaxis(picture.image, 0, -1)
     for row, method in enumerate(picture.methods):
-        axes[row, 0].imshow(image.squeeze(), cmap="gray")
+        axes[row, 0].imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=8)
         for column in range(columns):
             _show(axes[row, column + 1], picture.maps[row, column])

@@ -1,9 +1,10 @@
 """What makes results silently wrong: found in the model, in the samples and in what the one makes of the other."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,11 +16,23 @@ from harness.space import InputSpace
 from harness.types import InputError
 
 NAMED = 3
-SAME_OUTPUT = 1e-2
+ALONE = 4
+SAME_OUTPUT = {torch.float64: 1e-6, torch.float32: 1e-3}
+SAME_ROUGHLY = 1e-2
+"""In half precision, and on CUDA, where convolutions may round to ten bits."""
 SUMS_TO_ONE = 1e-3
 OUTSIDE_BOX = 1e-3
-STEP = 1e-6
-SAME_DERIVATIVE = 1e-2
+JITTER = 0.1
+ROUNDINGS = 100
+
+LAST_STEPS = {"Sigmoid": "a sigmoid", "Softmax": "a softmax", "LogSoftmax": "a log-softmax", "LogSigmoid": "a sigmoid"}
+"""Operations that make probabilities of logits."""
+
+REARRANGEMENTS = frozenset(
+    "Alias Clone Div Mean Neg Permute Reshape Rsub Select Slice Squeeze Stack Sum T ToCopy Transpose Unsqueeze "
+    "UnsafeView View".split()
+)
+"""Operations that may follow them and leave them probabilities, or the halves of one that a head makes."""
 
 WRAPPED: dict[str, str] = {
     "ScriptModule": "a scripted model: rules and blocks cannot see into it; load its weights into the eager network",
@@ -44,6 +57,8 @@ def in_model(model: nn.Module) -> list[Finding]:
     for name, module in model.named_modules():
         kinds = [kind.__name__ for kind in type(module).__mro__]
         reason = next((WRAPPED[kind] for kind in kinds if kind in WRAPPED), "")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            reason = "compiled in place: rules cannot see into it; give a network on which compile() was not called"
         if reason:
             found.append(Finding(f"{f'module {name!r}' if name else 'the model'} is {reason}", "refuse"))
             break
@@ -96,76 +111,135 @@ def in_output(output: object, ids: Sequence[str]) -> list[Finding]:
     broken = _not_finite(output, "the model's output for sample", ids, "check its weights and the scale of the input")
     if broken:
         return broken
-    one = torch.ones(len(output), device=output.device, dtype=output.dtype)
-    for last, sums in (("a softmax", output.sum(1)), ("a log-softmax", output.exp().sum(1))):
-        if torch.allclose(sums, one, rtol=0, atol=SUMS_TO_ONE) and (last != "a softmax" or output.min() >= 0):
-            problem = f"the outputs look like those of {last} inside the model: remove it, so that logits are explained"
-            return [Finding(problem, "warn")]
-    if len(output) > 1 and output.min() >= 0 and output.max() <= 1:
-        return [Finding("all outputs are between 0 and 1: remove the sigmoid, so that logits are explained", "warn")]
+    if len(output) > 1:
+        one = torch.ones(len(output), device=output.device, dtype=output.dtype)
+        for last, sums in (("a softmax", output.sum(1)), ("a log-softmax", output.exp().sum(1))):
+            if torch.allclose(sums, one, rtol=0, atol=SUMS_TO_ONE) and (last != "a softmax" or output.min() >= 0):
+                return [_of_probabilities(last)]
     return []
 
 
 def in_repetition(
     model: nn.Module, x: Float[Tensor, "n ..."], output: Float[Tensor, "n classes"], ids: Sequence[str]
 ) -> list[Finding]:
-    """Whether outputs depend on chance or on the batch, and whether the model writes into its input."""
-    found = []
+    """What shows when the model is run again: chance, a dependence on the batch, writing into its input, its last step.
+
+    Args:
+        model: the network.
+        x: samples.
+        output: what it returned for them.
+        ids: theirs.
+    """
+    found = _in_last_step(model, x[:1])
     given = x.clone()
     with torch.no_grad():
-        again, alone = model(given), model(x[:1].clone())
+        again = model(given)
+        # A single sample gets a companion, so that there is a batch that it can depend on.
+        pairs = [torch.cat([x, x / 2])] if len(x) == 1 else [x[row : row + 1].clone() for row in range(ALONE)]
+        alone = [model(each) for each in pairs if len(each)]
     if not torch.equal(given, x):
         problem = "the model writes into its input in place: other code would see changed samples (here it gets copies)"
         found.append(Finding(problem, "cope"))
-    tolerance = SAME_OUTPUT * float(output.abs().max())
-    if not torch.allclose(again, output, rtol=SAME_OUTPUT, atol=tolerance):
-        found.append(Finding(f"the model's output for sample {ids[0]} depends on chance: switch dropout off", "refuse"))
-    elif not torch.allclose(alone, output[:1], rtol=SAME_OUTPUT, atol=tolerance):
-        problem = (
-            f"the model's output for sample {ids[0]} depends on the rest of its batch: "
-            "let normalizations use their running statistics"
-        )
-        found.append(Finding(problem, "refuse"))
+    same = SAME_ROUGHLY if output.is_cuda else SAME_OUTPUT.get(output.dtype, SAME_ROUGHLY)
+    tolerance = same * float(output.abs().max())
+    if not torch.allclose(again, output, rtol=same, atol=tolerance):
+        return [
+            *found,
+            Finding(f"the model's output for sample {ids[0]} depends on chance: switch dropout off", "refuse"),
+        ]
+    for row, (part, logits) in enumerate(zip(pairs, alone, strict=False)):
+        if logits.shape != (len(part), output.shape[1]):
+            problem = (
+                f"the model returns {shape_of(logits)} for a batch of {len(part)}, expected {[len(part), output.shape[1]]}: "
+                "squeeze no more axes than those that it means"
+            )
+            return [*found, Finding(problem, "refuse")]
+        if not torch.allclose(logits[0], output[row], rtol=same, atol=tolerance):
+            problem = (
+                f"the model's output for sample {ids[row]} depends on the rest of its batch: "
+                "let normalizations use their running statistics"
+            )
+            return [*found, Finding(problem, "refuse")]
     return found
+
+
+def _in_last_step(model: nn.Module, x: Float[Tensor, "1 ..."]) -> list[Finding]:
+    """Whether the last step of the model makes probabilities, by the graph that autograd records."""
+    try:
+        with torch.enable_grad():
+            node = model(x.clone().requires_grad_().clone()).grad_fn
+    except Exception:  # without a graph nothing is known; whatever it is, `in_gradient` tells it
+        return []
+    steps = _steps(node)
+    return [_of_probabilities(LAST_STEPS[step]) for step in sorted(steps)[:1]] if steps <= LAST_STEPS.keys() else []
+
+
+def _steps(node: Any) -> set[str]:
+    """The operations that an output comes from, those aside that only rearrange."""
+    name = "" if node is None else str(node.name()).partition("Backward")[0]
+    if name not in REARRANGEMENTS:
+        return {name}
+    return set().union(*(_steps(before) for before, _ in node.next_functions if before is not None))
+
+
+def _of_probabilities(last: str) -> Finding:
+    problem = f"the outputs look like those of {last} inside the model: remove it, so that logits are explained"
+    return Finding(problem, "warn")
 
 
 def in_gradient(model: nn.Module, x: Float[Tensor, "n ..."]) -> list[Finding]:
     r"""Whether the gradient is that of the output: $\langle \nabla f_t, v \rangle = (f_t(x + hv) - f_t(x - hv)) / 2h$.
 
-    In float64 and for a random direction v; a detached part or a backward pass of its own makes them differ. The
-    median over the samples, because a kink between x - hv and x + hv spoils a sample.
+    For a random direction v; a detached part or a backward pass of its own makes them differ. In float64, or in the
+    model's own precision, and then more roughly, if it runs in no other. Near the samples and not at them, because a
+    background of zeros sits on the kinks of rectifiers and ties the maxima of poolings; the median over the samples,
+    because a kink may lie between x - hv and x + hv.
     """
-    try:
-        double, x = copy.deepcopy(model).double(), x.double()
-        leaf = x.clone().requires_grad_()
-        with torch.enable_grad():
-            logits = double(leaf.clone())
-            target = logits.argmax(1, keepdim=True)
-            (gradient,) = torch.autograd.grad(logits.gather(1, target).sum(), leaf, allow_unused=True)
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            return [Finding(f"the gradient cannot be checked in float64: {str(error).partition(chr(10))[0]}", "warn")]
-        gradient = None
-    if gradient is None:
-        problem = "no gradient reaches the input: something in the model detaches it (no_grad, detach, numpy)"
+    error = ""
+    for double, step, tolerance in ((True, 1e-6, 1e-2), (False, 3e-3, 0.2)):
+        try:
+            network = copy.deepcopy(model).double() if double else model
+            difference = _difference(network, x.double() if double else x, step)
+        except Exception as caught:  # whatever a model raises when it is differentiated
+            error = f"{type(caught).__name__}: {caught}".partition("\n")[0]
+            continue
+        if difference is None:
+            problem = "no gradient reaches the input: something in the model detaches it (no_grad, detach, numpy)"
+        elif math.isnan(difference):
+            problem = "the gradient by the input holds NaN or infinite values"
+        elif difference > tolerance:
+            problem = (
+                f"the gradient is not that of the output (they differ by {difference:.0%} along a random direction): "
+                "a part of the model is detached or has a backward pass of its own"
+            )
+        else:
+            return []
         return [Finding(problem, "warn")]
-    direction = Draws.of([str(row) for row in range(len(x))], "direction", device=x.device).normal(*x.shape[1:])
-    step = STEP * float(x.abs().mean().clamp(min=1e-3))
+    return [Finding(f"the model cannot be differentiated by its input: {error}", "warn")]
+
+
+def _difference(model: nn.Module, x: Float[Tensor, "n ..."], step: float) -> float | None:
+    """How much slope and gradient differ, relative to the larger one; None if there is no gradient."""
+    draws = [Draws.of([str(row) for row in range(len(x))], what, device=x.device) for what in ("jitter", "direction")]
+    scale = x.abs().mean(0).clamp(min=1e-3)
+    jitter, direction = (scale * draw.normal(*x.shape[1:]).to(x.dtype) for draw in draws)
+    x = x + JITTER * jitter
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf.clone())
+        target = logits.argmax(1, keepdim=True)
+        explained = logits.gather(1, target).sum()
+        if not explained.requires_grad:
+            return None
+        (gradient,) = torch.autograd.grad(explained, leaf, allow_unused=True)
+    if gradient is None:
+        return None
     with torch.no_grad():
-        ends = [double(x + sign * step * direction).gather(1, target)[:, 0] for sign in (1, -1)]
+        ends = [model(x + sign * step * direction).gather(1, target)[:, 0] for sign in (1, -1)]
     slope, claimed = (ends[0] - ends[1]) / (2 * step), (gradient * direction).flatten(1).sum(1)
-    scale = torch.maximum(slope.abs(), claimed.abs())
-    tiny = 1e-9 * float(logits.detach().abs().max())
-    difference = float(((slope - claimed).abs() / scale.clamp(min=tiny)).median())
-    if difference <= SAME_DERIVATIVE:
-        return []
-    return [
-        Finding(
-            f"the gradient is not that of the output (they differ by {difference:.0%} along a random direction): "
-            "a part of the model is detached or has a backward pass of its own",
-            "warn",
-        )
-    ]
+    larger = torch.maximum(slope.abs(), claimed.abs())
+    rounding = ROUNDINGS * torch.finfo(x.dtype).eps * float(logits.detach().abs().max()) / step
+    return float(((slope - claimed).abs() / larger.clamp(min=max(rounding, torch.finfo(x.dtype).tiny))).median())
 
 
 def refuse(found: Sequence[Finding]) -> list[str]:

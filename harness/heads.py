@@ -122,3 +122,9 @@ def with_head(model: nn.Module, name: str, options: dict[str, Any]) -> nn.Module
     wrapped = HEADS[name](model, **options)
     wrapped.training = model.training
     return wrapped
+
+
+def without_head(model: nn.Module) -> nn.Module:
+    """The model under its head; the model itself if it has none."""
+    inner: nn.Module = model.model if isinstance(model, _Head) else model
+    return inner

@@ -9,27 +9,29 @@ import torch
 import yaml
 
 from harness.applicability import applicability
-from harness.data import Data, images
-from harness.data.audio import EXTENSIONS as SOUNDS
-from harness.data.images import EXTENSIONS as PICTURES
-from harness.doctor import cost_of, few_of, guess_shape
+from harness.arguments import entry_of
+from harness.catalogue import DATA, METHODS, METRICS
+from harness.data import Data
+from harness.doctor import few_of
+from harness.engine import execute
 from harness.models.loaded import LoadedModel
-from harness.places import Place
-from harness.study import DataEntry, ModelEntry, models_of
-from harness.subjects import load_entry, load_source
+from harness.plan import plan
+from harness.registry import split_source
+from harness.space import InputSpace
+from harness.store import Memory
+from harness.study import DataEntry, ModelEntry, choose
+from harness.subjects import load_entry
 from harness.training import Progress
-from harness.types import InputError
 
 MINUTES = 4.0
 SAMPLES = (100, 64, 32, 16, 8)
-FULL_DRAWS, STEPS = 10, 16
+FEWEST_METHODS = 4
+FULL_DRAWS, TRIAL_DRAWS, STEPS = 10, 2, 16
 CASCADE_BLOCKS = 12
-PRICES = {"integrated_gradients": 32.0, "smoothgrad": 25.0, "occlusion": 60.0}
-"""Gradients that a map costs, where it is more than about one."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Budget:
     """What a study is to contain so that it ends within minutes.
 
     Attributes:
@@ -49,74 +51,6 @@ class Plan:
     minutes: float
 
 
-def guess_data(text: str, base: Path) -> str:
-    """The source that a bare path stands for: a folder of pictures or recordings, an archive or a table.
-
-    Raises:
-        InputError: the path is there, but nothing says what it is.
-    """
-    path = base / text
-    if not path.exists():
-        return text
-    if path.is_file():
-        by_suffix = {".npz": "npz", ".csv": "csv"}
-        if path.suffix not in by_suffix:
-            raise InputError(f"{text}: expected a folder, or a file that ends in {' or '.join(by_suffix)}")
-        return f"{by_suffix[path.suffix]}:{text}"
-    suffixes = {each.suffix.lower() for each in path.rglob("*") if each.is_file()}
-    for scheme, extensions in (("folder", PICTURES), ("audio", SOUNDS)):
-        if suffixes & set(extensions):
-            return f"{scheme}:{text}"
-    raise InputError(f"{text}: no pictures ({', '.join(PICTURES)}) and no recordings ({', '.join(SOUNDS)}) in it")
-
-
-def entry_of(model: str, data: str | None, weights: str | None, base: Path) -> tuple[ModelEntry, list[str]]:
-    """The entry that a model and data on the command line stand for, and what had to be assumed about the data.
-
-    Both are sources as in a study, or YAML mappings such as `{source: folder:photos, resize: 256}`; data may be a
-    bare path. Where pictures need a preprocessing and nothing says which, it is assumed and said so.
-
-    Raises:
-        InputError: they are no valid entry.
-    """
-    given = _mapping(model) | ({"weights": weights} if weights else {})
-    assumed: list[str] = []
-    if data is not None:
-        wanted = _mapping(data)
-        wanted["source"] = guess_data(str(wanted.get("source")), base)
-        given["data"] = wanted
-        if wanted["source"].startswith(("folder:", "torchvision:")) and "mean" not in wanted:
-            assumed = _assume(given, wanted, base)
-    (entry,) = models_of([given], None, Place("arguments"), needs_data=False)
-    return entry, assumed
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    if not text.lstrip().startswith("{"):
-        return {"source": text}
-    try:
-        return dict(yaml.safe_load(text))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise InputError(f"{text}: not a YAML mapping: {error}") from None
-
-
-def _assume(given: dict[str, Any], wanted: dict[str, Any], base: Path) -> list[str]:
-    """Add a preprocessing to the data where the weights bring none: pixels in [0, 1], of the size that the model takes.
-
-    Raises:
-        InputError: the model takes no pictures.
-    """
-    (entry,) = models_of([{**given, "data": None}], None, Place("arguments"), needs_data=False)
-    source = load_source(entry, base)
-    if source.preprocessing(entry.weights):
-        return []
-    shape = source.shape or guess_shape(source.build((), 0))
-    if len(shape) != 3 or shape[0] not in images.MODES:
-        raise InputError(f"{entry.source} takes inputs of shape {list(shape)}, and pictures are [1 or 3, h, w]")
-    wanted |= {"resize": shape[1], "crop": shape[1], "mean": [0.0] * shape[0], "std": [1.0] * shape[0]}
-    return [f"nothing says how the model was trained: pictures of {shape[1]} x {shape[2]} pixels in [0, 1] are assumed"]
-
-
 def init_study(
     model: str, data: str, weights: str | None, name: str, base: Path, *, device: torch.device, progress: Progress
 ) -> str:
@@ -127,54 +61,69 @@ def init_study(
     """
     entry, assumed = entry_of(model, data, weights, base)
     loaded, samples = load_entry(entry, base, seed=0, device=device, progress=progress)
-    plan = _plan(loaded, samples, entry.name, progress)
-    return _text(entry, samples, plan, name, assumed)
+    budget = _budget(loaded, samples, entry.name, progress)
+    return _text(entry, samples, budget, name, assumed)
 
 
-def _plan(model: LoadedModel, data: Data, label: str, progress: Progress) -> Plan:
+def _metrics(space: InputSpace, full_draws: int, cascade_draws: int) -> list[dict[str, Any]]:
+    fills = ["grey", "blur"] if space.kind == "image" else ["mean"]
+    fills = [fill for fill in fills if not space.refusal(fill)] or [space.default_fill]
+    return [
+        {"metric": "parameter_randomization", "full_draws": full_draws, "cascade_draws": cascade_draws},
+        {"metric": "completeness"},
+        {"metric": "pixel_flipping", "steps": STEPS, "fill": fills if len(fills) > 1 else fills[0]},
+        {"metric": "occlusion_faithfulness", "fill": fills[0]},
+    ]
+
+
+def _budget(model: LoadedModel, data: Data, label: str, progress: Progress) -> Budget:
+    """As many samples and methods as fit into a few minutes, by a trial with a few samples and draws."""
     subject = few_of(label, model, data)
-    table = applicability(subject, chunk=len(subject.rows), progress=progress)
+    few, blocks = len(subject.rows), len(model.blocks)
+    table = applicability(subject, chunk=few, progress=progress)
     works = [str(name) for name in table.loc[table["status"] == "works", "method"]]
     refused = {str(row["method"]): str(row["reason"]) for _, row in table[table["status"] != "works"].iterrows()}
-    x = subject.x
-    cost = cost_of(model.model, x)
-    cascade = 1 if len(model.blocks) <= CASCADE_BLOCKS else 0
-    maps = 2 + FULL_DRAWS + cascade * (len(model.blocks) - 1)
-    forward, both = (
-        seconds / len(x) for seconds in (cost.forward_seconds, cost.forward_seconds + cost.backward_seconds)
-    )
+    controls = [name for name, entry in METHODS.items() if entry.family == "control"]
+    tests = choose(METRICS, _metrics(data.space, TRIAL_DRAWS, 0), "metrics")
+    groups, store = plan([subject], choose(METHODS, [*works, *controls], "methods"), tests, 0), Memory()
+    execute(groups, store, seed=0, chunk=few, progress=progress)
+    cascade = 1 if blocks <= CASCADE_BLOCKS else 0
+    draws = (1 + FULL_DRAWS + cascade * (blocks - 1)) / (1 + TRIAL_DRAWS)
+    seconds: dict[str, float] = {}
+    for cell in (task.cell for group in groups for task in group.tasks):
+        info = store.info(cell) or {"seconds": 0.0}
+        more = draws if cell.metric == "parameter_randomization" else 1.0
+        seconds[cell.method] = seconds.get(cell.method, 0.0) + more * float(info["seconds"])
 
-    def minutes(name: str, samples: int) -> float:
-        each = PRICES.get(name, 1.0) * (forward if name == "occlusion" else both)
-        return samples * (maps * each + 3 * STEPS * forward) / 60
+    def minutes(names: Sequence[str], samples: int) -> float:
+        return sum(seconds[name] for name in (*names, *controls)) * samples / few / 60
 
-    for count in (*(size for size in SAMPLES if size <= len(data)), min(len(data), SAMPLES[-1])):
-        chosen: list[str] = []
-        for name in sorted(works, key=lambda name: PRICES.get(name, 1.0)):
-            if sum(minutes(each, count) for each in (*chosen, name)) <= MINUTES:
-                chosen.append(name)
-        if len(chosen) == len(works) or (count <= 32 and len(chosen) >= len(works) - len(PRICES)):
+    counts = [size for size in SAMPLES if size < len(data)]
+    for count in [len(data), *counts] if len(data) <= SAMPLES[0] else counts:
+        chosen = sorted(works, key=seconds.__getitem__)
+        while len(chosen) > 1 and minutes(chosen, count) > MINUTES:
+            chosen.pop()
+        if len(chosen) == len(works) or (count <= SAMPLES[2] and len(chosen) >= FEWEST_METHODS):
             break
-    chosen = chosen or works[:1]
-    slower = {name: minutes(name, count) for name in works if name not in chosen}
+    slower = {name: seconds[name] * count / few / 60 for name in works if name not in chosen}
     in_order = tuple(name for name in works if name in chosen)
-    return Plan(count, in_order, slower, refused, cascade, sum(minutes(name, count) for name in in_order))
+    return Budget(count, in_order, slower, refused, cascade, minutes(in_order, count))
 
 
-def _text(entry: ModelEntry, data: Data, plan: Plan, name: str, assumed: Sequence[str]) -> str:
+def _text(entry: ModelEntry, data: Data, budget: Budget, name: str, assumed: Sequence[str]) -> str:
     assert isinstance(entry.data, DataEntry)
-    given = {"source": entry.data.source, "samples": plan.samples}
+    given = {"source": entry.data.source, "samples": budget.samples}
     given["select"] = "stratified" if data.labels is not None else "first"
-    given |= {key: value for key, value in entry.data.options.items() if value is not None and value != ""}
+    defaults = {name: p.default for name, p in split_source(entry.data.source, DATA)[0].options.items()}
+    given |= {key: value for key, value in entry.data.options.items() if value != defaults[key]}
     model: dict[str, Any] = {"name": entry.name, "source": entry.source}
     model |= {"weights": entry.weights} if entry.weights else {}
     model |= {"head": entry.head} if entry.head else {}
     model |= entry.options
-    named = data.space.mean is not None
-    fills = ["black", "grey", "blur"] if data.space.kind == "image" and named else ["zero"] if not named else ["mean"]
+    metrics = _metrics(data.space, FULL_DRAWS, budget.cascade_draws)
     lines = [
         f"# {name}: which attribution maps can be trusted on {entry.name}? Run it with: harness run {name}.yaml",
-        f"# About {max(plan.minutes, 0.5):.1g} minutes on this machine; more samples make the intervals narrower.",
+        f"# About {max(budget.minutes, 0.5):.1g} minutes on this machine; more samples make the intervals narrower.",
         f"name: {name}",
         "seed: 0                    # of every random number: the same seed gives the same results",
         "",
@@ -185,15 +134,12 @@ def _text(entry: ModelEntry, data: Data, plan: Plan, name: str, assumed: Sequenc
         f"  - {_flow(model)}",
         "",
         "methods:                   # `harness list methods`; four controls with a known outcome are added",
-        *(f"  - {each}" for each in plan.methods),
-        *(f"  # - {each:<24} # about {minutes:.1g} minutes more" for each, minutes in plan.slower.items()),
-        *(f"  # {each} does not apply: {reason}" for each, reason in plan.refused.items()),
+        *(f"  - {each}" for each in budget.methods),
+        *(f"  # - {each:<24} # about {minutes:.1g} minutes more" for each, minutes in budget.slower.items()),
+        *(f"  # {each} does not apply: {reason}" for each, reason in budget.refused.items()),
         "",
         "metrics:                   # `harness list metrics`",
-        f"  - {{metric: parameter_randomization, full_draws: {FULL_DRAWS}, cascade_draws: {plan.cascade_draws}}}",
-        "  - completeness",
-        f"  - {{metric: pixel_flipping, steps: {STEPS}, fill: [{', '.join(fills)}]}}",
-        f"  - {{metric: occlusion_faithfulness, fill: {fills[0]}}}",
+        *(f"  - {_flow(each)}" for each in metrics),
         "",
         "target: predicted          # the explained class: predicted, label, runner_up or an index",
     ]

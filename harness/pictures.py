@@ -54,7 +54,7 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     stages = ["trained", *(block.name for block in reversed(subject.source.blocks))]
     rows = [_row(g, seed, len(stages), policy) for g in group]
     caption = f"{subject.label}, sample {subject.samples[0]}, explained class {int(subject.target[0])}"
-    image = subject.x[0].cpu().numpy()
+    image = subject.space.within_box(subject.x)[0].clamp(0, 1).cpu().numpy()
     _write(Cascade(image, np.stack(rows), list(labels), stages, caption), path, {"key": key})
 
 

@@ -83,10 +83,21 @@ class InputSpace:
         """How far each sample leaves the valid box, in units of the box; 0 inside, and where none is declared."""
         if self.mean is None:
             return x.new_zeros(len(x))
+        within = self.within_box(x)
+        return torch.maximum(-within, within - 1).flatten(1).amax(1).clamp(min=0)
+
+    def within_box(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        """Where in the valid range each value lies, from 0 at its low end to 1 at its high end.
+
+        Where no range is declared, the range of each sample serves.
+        """
+        if self.mean is None:
+            flat = x.flatten(1)
+            low, high = (end.view(-1, *(1,) * (x.ndim - 1)) for end in (flat.amin(1), flat.amax(1)))
+            return (x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)
         low, high = self._per_channel(self.low, x), self._per_channel(self.high, x)
         pixel = x * self._per_channel(self.std, x) + self._per_channel(self.mean, x)
-        beyond = torch.maximum(low - pixel, pixel - high) / (high - low)
-        return beyond.flatten(1).amax(1).clamp(min=0)
+        return (pixel - low) / (high - low)
 
     @classmethod
     def undeclared(cls, x: Float[Tensor, "n ..."]) -> "InputSpace":

@@ -34,12 +34,15 @@ class Recipe:
         permuted_epochs: the same with permuted labels, which take longer to memorize.
         batch: samples a step.
         rate: the highest learning rate.
+        shift: the largest circular shift along the last axis in training with true labels, as a fraction of its
+            length: recordings begin at any time.
     """
 
     epochs: int
     permuted_epochs: int
     batch: int
     rate: float
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,13 @@ def accuracy(model: nn.Module, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"]) 
         return sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches) / len(y)
 
 
+def shifted(x: Float[Tensor, "n *shape"], by: Int[Tensor, " n"]) -> Float[Tensor, "n *shape"]:
+    """Each sample moved around the last axis by its own number of places."""
+    length = x.shape[-1]
+    source = (torch.arange(length) - by[:, None]) % length
+    return x.gather(-1, source.view(len(x), *(1,) * (x.ndim - 2), length).expand_as(x))
+
+
 def _fit(
     model: nn.Module,
     x: Tensor,
@@ -134,13 +144,17 @@ def _fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=epochs * steps)
     order = Draws.of([name], seed, "order of samples", permuted)
     label = f"training {name}" + (" on permuted labels" if permuted else "")
+    moves = Draws.of([name], seed, "shifts")
+    furthest = 0 if permuted else round(recipe.shift * x.shape[-1])
     model.train()
     for epoch in range(epochs):
         rows = order.permutation(len(x), draw=epoch)[0]
+        by = moves.integers(2 * furthest + 1, len(x), draw=epoch)[0] - furthest
         for step in range(steps):
             batch = rows[step * recipe.batch : (step + 1) * recipe.batch]
             optimizer.zero_grad()
-            cross_entropy(model(x[batch]), y[batch]).backward()
+            inputs = shifted(x[batch], by[batch]) if furthest else x[batch]
+            cross_entropy(model(inputs), y[batch]).backward()
             optimizer.step()
             schedule.step()
             progress(label, (epoch * steps + step + 1) / (epochs * steps), f"epoch {epoch + 1} of {epochs}")

@@ -253,6 +253,7 @@ def test_audio_networks_are_told_what_but_not_when(build, shape, event, stride):
     middle = [slice(side // 2, side // 2 + length) for side, length in zip(shape[1:], event, strict=True)]
     x[:, :, *middle] = normal(*event).abs()
     before = model(x)
+    assert not torch.allclose(model(torch.zeros_like(x)), before, rtol=0, atol=1e-6)
     torch.testing.assert_close(model(x.roll(stride, -1)), before, **CLOSE)
     if len(event) == 2:
         assert not torch.allclose(model(x.roll(stride, -2)), before, rtol=0, atol=1e-6)

@@ -13,10 +13,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights that a library publishes under a name, with the preprocessing that they were trained with."""
+    """Weights that a library publishes under a name.
+
+    Attributes:
+        state: fetches them.
+        preprocessing: that which they were trained with.
+        build: the constructor with the settings that they were trained with; None if it is that of the source.
+    """
 
     state: Callable[[], Mapping[str, Tensor]]
     preprocessing: Preprocessing | None
+    build: Callable[[Shape, int], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class ModelSource:
         recipe: how it is trained where no weights are given; None if it cannot be.
         data: the data that it is trained and explained on by default.
         shape: of one input, where no data say it; None if nobody knows.
-        code: a hash of code that is not ours and not a library's, and that the outputs depend on.
+        code: network -> a hash of the user's own code that its outputs depend on; None if it is a library's or ours.
     """
 
     name: str
@@ -40,7 +47,18 @@ class ModelSource:
     recipe: Recipe | None = None
     data: str = ""
     shape: Shape | None = None
-    code: str = ""
+    code: Callable[[nn.Module], str] | None = None
+
+    def constructor(self, weights: str | None) -> Callable[[Shape, int], nn.Module]:
+        """The constructor for weights of this name."""
+        return (self.pretrained[weights].build if weights in self.pretrained else None) or self.build
+
+    def input_shape(self, weights: str | None) -> Shape | None:
+        """The shape of one input as weights of this name want it, where no data say it; None if nobody knows."""
+        preprocessing = self.preprocessing(weights)
+        if preprocessing and preprocessing.crop:
+            return (len(preprocessing.mean), preprocessing.crop, preprocessing.crop)
+        return self.shape
 
     def preprocessing(self, weights: str | None) -> Preprocessing | None:
         """The preprocessing that comes with weights of this name, if any does."""

@@ -36,21 +36,21 @@ def mnist_cnn() -> ModelSource:
 @model_source()
 def cnn_gelu() -> ModelSource:
     """The same without batch norm and with GELU, which has no rectifier and passes negative values."""
-    recipe = Recipe(epochs=8, permuted_epochs=40, batch=64, rate=2e-3)
+    recipe = Recipe(epochs=8, permuted_epochs=30, batch=64, rate=3e-3)
     return _source("cnn-gelu", CNN, MNIST, recipe, "mnist-5k", activation=nn.GELU)
 
 
 @model_source()
 def cnn_tanh() -> ModelSource:
     """The same without batch norm and with tanh, which saturates."""
-    recipe = Recipe(epochs=8, permuted_epochs=40, batch=64, rate=1e-3)
+    recipe = Recipe(epochs=8, permuted_epochs=30, batch=64, rate=3e-3)
     return _source("cnn-tanh", CNN, MNIST, recipe, "mnist-5k", activation=nn.Tanh)
 
 
 @model_source()
 def mlp() -> ModelSource:
     """Two hidden layers with ReLU, for tables and small images; trained on digits by default."""
-    return _source("mlp", MLP, (1, 8, 8), Recipe(epochs=30, permuted_epochs=100, batch=32, rate=3e-3), "digits")
+    return _source("mlp", MLP, (1, 8, 8), Recipe(epochs=20, permuted_epochs=100, batch=32, rate=5e-3), "digits")
 
 
 @model_source()
@@ -80,12 +80,12 @@ def _resnet(name: str, depth: int) -> ModelSource:
 @model_source()
 def waveform_cnn() -> ModelSource:
     """Convolutions along a waveform: one axis, inputs of both signs."""
-    recipe = Recipe(epochs=60, permuted_epochs=100, batch=16, rate=3e-3)
+    recipe = Recipe(epochs=80, permuted_epochs=120, batch=20, rate=3e-3, shift=0.1)
     return _source("waveform-cnn", WaveformCNN, (1, 8000), recipe)
 
 
 @model_source()
 def spectrogram_cnn() -> ModelSource:
     """Convolutions over a log spectrogram, whose axes are no space."""
-    recipe = Recipe(epochs=40, permuted_epochs=100, batch=16, rate=3e-3)
+    recipe = Recipe(epochs=20, permuted_epochs=40, batch=20, rate=3e-3, shift=0.1)
     return _source("spectrogram-cnn", SpectrogramCNN, (1, 129, 61), recipe)

@@ -16,7 +16,7 @@ from harness.blocks import blocks_of
 from harness.case import Block, Partner, Source
 from harness.data import Data
 from harness.digests import digest
-from harness.heads import with_head
+from harness.heads import with_head, without_head
 from harness.models import ModelSource
 from harness.models.weights import load_weights, read_weights
 from harness.random import Draws, torch_seeded
@@ -49,7 +49,7 @@ class LoadedModel(Source):
         calibrate: reads the inputs to re-estimate batch-norm statistics with.
         train_partner: trains the partner, if there is a recipe.
         model_seed: the seed the network was trained with, or which of several checkpoints it is.
-        code: a hash of the user's code that defines the network.
+        code: a hash of the code and the settings that make the network, with its weights, the function that it is.
         origin: where the weights come from, in words.
     """
 
@@ -114,7 +114,7 @@ class LoadedModel(Source):
             return None
         result, data = self.train_partner()
         network = self.build()
-        network.load_state_dict(result.state)
+        without_head(network).load_state_dict(result.state)
         network.to(self.example.device, self.example.dtype).eval()
         return Partner(network, result.train_accuracy, result.test_accuracy, _invalid(result, data))
 
@@ -166,26 +166,26 @@ def load_model(
     """A network with the weights that are wanted, on its device, in evaluation mode.
 
     Built-in networks take the shape of the data, and are trained on its training part or, where it has none, on
-    the network's own default data.
+    the network's own default data if they have this shape.
 
     Raises:
         InputError: the weights cannot be had or do not fit.
     """
-    school = data
-    if source.recipe and data.train is None and source.data:
-        entry, argument = split_source(source.data, DATA)
-        school = entry.load(argument, {})
     rows, first, _ = data.readable(range(min(len(data), FIRST_READABLE)))
     if not rows:
         raise InputError(f"{data.name}: none of the first {FIRST_READABLE} samples can be read")
-    shape = tuple(school.batch([0])[0].shape) if school is not data else tuple(first[0].shape)
+    school, shape = data, tuple(first[0].shape)
+    if source.recipe and data.train is None and source.data:
+        entry, argument = split_source(source.data, DATA)
+        default: Data = entry.load(argument, {})
+        school = default if default.batch([0])[0].shape == shape else data
     if source.recipe and not school.class_count:
         raise InputError(
             f"{source.name} on {school.name}: nothing says how many classes there are: give labels or classes"
         )
 
     def bare() -> nn.Module:
-        return source.build(shape, school.class_count)
+        return source.constructor(wanted.weights)(shape, school.class_count)
 
     def build() -> nn.Module:
         return with_head(bare(), wanted.head[0], dict(wanted.head[1]))
@@ -199,29 +199,46 @@ def load_model(
 
     can_train = source.recipe is not None and school.train is not None
     network, origin, own = _with_weights(source, bare, wanted, train if can_train else None)
+    code = digest(source.code(network) if source.code else "", wanted.head, _settings_of(network))
     network = with_head(network, wanted.head[0], dict(wanted.head[1])).to(device)
-    if not own:
-        # A constructor makes networks to be trained; one that loads weights as well has the mode to answer for.
-        network.eval()
+    dtype = next((parameter.dtype for parameter in network.parameters()), first.dtype)
     calibration = data.train if data.train else school.train if school.train else None
 
     def calibrate() -> Tensor:
         if calibration is None:
-            return data.readable(range(min(len(data), CALIBRATION_SAMPLES)))[1].to(device)
+            return data.readable(range(min(len(data), CALIBRATION_SAMPLES)))[1].to(device, dtype)
         rows = Draws.of(["calibration"], calibration.name).permutation(len(calibration))[0][:CALIBRATION_SAMPLES]
-        return calibration.readable(rows.tolist())[1].to(device)
+        return calibration.readable(rows.tolist())[1].to(device, dtype)
 
     return LoadedModel(
         network,
         None if own else build,
         seed,
-        first[:1].to(device),
+        first[:1].to(device, dtype),
         calibrate,
         (lambda: (train(True), school)) if can_train else None,
         wanted.model_seed,
-        source.code,
+        code,
         origin,
     )
+
+
+def _settings_of(model: nn.Module) -> object:
+    """What the modules are and how they are set (strides, activations, switches): weights do not show it."""
+    every = vars(nn.Module())
+    return [
+        (name, type(module).__qualname__, [(k, _plain(v)) for k, v in sorted(vars(module).items()) if k not in every])
+        for name, module in model.named_modules()
+    ]
+
+
+def _plain(value: object) -> object:
+    """What a setting says by itself; of functions and objects, what they are called."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+        return value
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def _with_weights(
@@ -236,14 +253,18 @@ def _with_weights(
     weights = wanted.weights
     with torch_seeded(wanted.model_seed, "initial parameters", source.name):
         network = build()
-    own = bool(source.code) and bool(constructor_fault(network, build))
+    own = source.code is not None and bool(constructor_fault(network, build) or _keeps_weights(network, build))
     if weights is None and train:
         network.load_state_dict(train(False).state)
-        return network, "trained by recipe", False
-    if weights is None and own:
+        return network.eval(), "trained by recipe", False
+    if weights is None and own and _hash_of(_another(build)) == _hash_of(network):
+        # A constructor makes networks to be trained; one that loads weights as well has the mode to answer for.
         return network, "as the constructor makes it", True
+    network.eval()
+    if weights == RANDOM and own:
+        return twin_of(network, None, "initial parameters", wanted.model_seed), "random by reset_parameters", True
     if weights == RANDOM:
-        return network, "random", own
+        return network, "random", False
     if weights in source.pretrained:
         try:
             state = source.pretrained[str(weights)].state()
@@ -259,5 +280,19 @@ def _with_weights(
         raise NoWeightsError(
             f"{source.name}: nothing says which weights: `weights` is a file or one of {', '.join(known)} "
             "(random explains a network that has learnt nothing)"
+            f"{'; or give data with a training part, to train it on' if source.recipe else ''}"
         )
     raise InputError(f"{source.name}: weights {weights!r} are neither a file nor known; {nearest(weights, known)}")
+
+
+def _keeps_weights(network: nn.Module, build: Callable[[], nn.Module]) -> bool:
+    """Whether a constructor gives layers the same weights each time, such as those of a published backbone."""
+    layers = zip(network.modules(), _another(build).modules(), strict=False)
+    drawn = [(a, b) for a, b in layers if hasattr(a, "reset_parameters")]
+    pairs = [zip(a.parameters(recurse=False), b.parameters(recurse=False), strict=True) for a, b in drawn]
+    return any(a.unique().numel() > 1 and torch.equal(a, b) for pair in pairs for a, b in pair)
+
+
+def _another(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch_seeded("another"):
+        return build()
