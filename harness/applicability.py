@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.case import Case
@@ -70,4 +71,5 @@ def applicability_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def _residual(case: Case) -> float:
     scores = METRICS["completeness"].function(case, **METRICS["completeness"].resolve({}))
     values = next(score.values for score in scores if score.measure == "relative_residual")
-    return float(values.nanmedian())
+    defined = values[~values.isnan()].cpu().numpy()
+    return float(np.median(defined)) if len(defined) else math.nan

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from harness.applicability import applicability, applicability_table
 from harness.catalogue import MODELS
 from harness.data import Data, of_tensors
-from harness.findings import Finding, in_gradient, in_model, in_output, in_repetition, in_samples
-from harness.models.loaded import RANDOM, LoadedModel, NoWeightsError, Wanted, load_model
+from harness.findings import Finding, in_gradient, in_model, in_output, in_repetition, in_samples, wrapping
+from harness.models.loaded import FIRST_READABLE, RANDOM, LoadedModel, NoWeightsError, Wanted, load_model
 from harness.places import Place
 from harness.progress import silent
 from harness.random import Draws
@@ -22,6 +22,7 @@ from harness.space import InputSpace
 from harness.study import DataEntry, ModelEntry, head_of, models_of
 from harness.subjects import Reader, Subject, candidates, load_data, load_source
 from harness.training import Progress
+from harness.twins import constructor_fault
 from harness.types import InputError
 
 TRIES = 3
@@ -77,7 +78,7 @@ def examine_entry(
     if isinstance(entry.data, DataEntry):
         data, select = load_data(entry.data, base, source, entry.weights), entry.data.select
     else:
-        shape = source.shape or guess_shape(source.build((), 0))
+        shape = source.input_shape(entry.weights) or guess_shape(source.build((), 0))
         data, select = noise(shape), "first"
     found = []
     try:
@@ -113,9 +114,23 @@ def doctor(
     build: Callable[[], nn.Module] | None = None,
 ) -> Diagnosis:
     """Examine a model and samples at hand; the arguments are those of `harness.evaluate`."""
-    data = of_tensors("tensors", x, y, space or InputSpace.undeclared(x))
-    loaded = LoadedModel(model, build, 0, x[:1], lambda: x)
-    return _examine(type(model).__name__, loaded, data, list(range(len(x))), [], silent)
+    space = space or InputSpace.undeclared(x)
+    space.check(x)
+    data = of_tensors("tensors", x.detach(), y, space)
+    found = []
+    parameter = next(model.parameters(), x)
+    if (parameter.dtype, parameter.device) != (x.dtype, x.device):
+        problem = (
+            f"the model has {parameter.dtype} parameters on {parameter.device}, x is {x.dtype} on {x.device}: "
+            "convert one of them (here x was)"
+        )
+        found.append(Finding(problem, "refuse"))
+    fault = constructor_fault(model, build) if build else ""
+    if fault:
+        found.append(Finding(f"build() makes no twins of the model: {fault}", "refuse"))
+    x = x.detach().to(parameter.device, parameter.dtype)
+    loaded = LoadedModel(model, None if fault else build, 0, x[:1], lambda: x)
+    return _examine(type(model).__name__, loaded, data, list(range(len(x))), found, silent)
 
 
 def _examine(
@@ -126,35 +141,45 @@ def _examine(
     readable, cpu, errors = data.readable(rows)
     if errors:
         diagnosis.findings.append(Finding(f"{len(errors)} samples cannot be read: {'; '.join(errors[:3])}", "cope"))
-    parameter = next(network.parameters(), model.example)
-    x, ids = cpu.to(parameter.device, parameter.dtype), [data.ids[row] for row in readable]
+    if not readable:
+        diagnosis.findings.append(Finding("there are no samples to examine the model with", "refuse"))
+        return diagnosis
+    x, ids = cpu.to(model.example.device, model.example.dtype), [data.ids[row] for row in readable]
+    diagnosis.facts["input"] = f"{list(x.shape[1:])} {data.space.kind}, {data.name}, {len(x)} samples"
     diagnosis.findings += in_samples(x, data.space, ids)
+    if wrapping(network):
+        return diagnosis
     try:
         with torch.no_grad():
             outputs = [network(part.clone()) for part in x.split(BATCH)]
-            output = torch.cat(outputs) if isinstance(outputs[0], Tensor) else outputs[0]
     except Exception as error:
         problem = f"the model raises on inputs of shape {list(x.shape)}: {type(error).__name__}: {error}"
         diagnosis.findings.append(Finding(problem.partition("\n")[0], "refuse"))
         return diagnosis
+    rows_too = all(isinstance(output, Tensor) and output.ndim > 0 for output in outputs)
+    output = torch.cat(outputs) if rows_too else outputs[0]
     diagnosis.findings += in_output(output, ids)
-    diagnosis.facts["input"] = f"{list(x.shape[1:])} {data.space.kind}, {data.name}, {len(x)} samples"
     if isinstance(output, Tensor):
         diagnosis.facts["output"] = str(list(output.shape[1:]))
         if data.labels is not None and output.ndim == 2:
             labels = data.labels[torch.tensor(readable)].to(output.device)
             hits = int((output.argmax(1) == labels).sum())
             diagnosis.facts["accuracy"] = f"{hits} of {len(x)} = {hits / len(x):.2%}"
-    if not any(finding.action == "refuse" for finding in diagnosis.findings):
-        diagnosis.findings += in_repetition(network, x[:BATCH], output[:BATCH], ids)
-        diagnosis.findings += in_gradient(network, x[:GRADIENT_SAMPLES])
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in network.modules())
-    if scripted or any(finding.action == "refuse" for finding in diagnosis.findings if finding not in found):
+    if _refused(diagnosis, found):
         return diagnosis
-    diagnosis.blocks = _blocks(model)
-    diagnosis.cost = cost_of(network, x[:BATCH])
-    diagnosis.methods = _methods(label, model, data, progress)
+    repeated = in_repetition(network, x[:BATCH], output[:BATCH], ids)
+    diagnosis.findings += [finding for finding in repeated if finding not in diagnosis.findings]
+    diagnosis.findings += in_gradient(network, x[:GRADIENT_SAMPLES])
+    if not _refused(diagnosis, found):
+        diagnosis.blocks = _blocks(model)
+        diagnosis.cost = cost_of(network, x[:BATCH])
+        diagnosis.methods = _methods(label, model, data, progress)
     return diagnosis
+
+
+def _refused(diagnosis: Diagnosis, known: list[Finding]) -> bool:
+    """Whether there is something besides what is known that keeps the model from being examined further."""
+    return any(finding.action == "refuse" for finding in diagnosis.findings if finding not in known)
 
 
 def _methods(label: str, model: LoadedModel, data: Data, progress: Progress) -> pd.DataFrame:
@@ -164,11 +189,10 @@ def _methods(label: str, model: LoadedModel, data: Data, progress: Progress) -> 
 
 def few_of(label: str, model: LoadedModel, data: Data) -> Subject:
     """The first readable samples, just enough to try methods on, with the predicted classes."""
-    rows, cpu, _ = data.readable(range(min(len(data), METHOD_SAMPLES)))
-    parameter = next(model.model.parameters(), model.example)
-    reader = Reader(data, parameter.device, parameter.dtype)
+    rows, cpu, _ = data.readable(range(min(len(data), FIRST_READABLE)))
+    reader, rows = Reader(data, model.example.device, model.example.dtype), rows[:METHOD_SAMPLES]
     with torch.no_grad():
-        predicted = model.model(cpu.to(reader.device, reader.dtype)).argmax(1)
+        predicted = model.model(cpu[: len(rows)].to(reader.device, reader.dtype)).argmax(1)
     return Subject(label, model, reader, tuple(rows), predicted, ("",) * len(rows))
 
 
@@ -209,11 +233,11 @@ def cost_of(model: nn.Module, x: Float[Tensor, "n ..."]) -> Cost:
     """
     forward = min(_seconds(lambda: _forward(model, x), x.device) for _ in range(TRIES))
     both = min(_seconds(lambda: _backward(model, x), x.device) for _ in range(TRIES))
-    held = _graph_bytes(model, x)
+    held, backward = _graph_bytes(model, x), max(both - forward, 0.0)
     if x.is_cuda:
-        return Cost(len(x), forward, both - forward, held, _largest_on_cuda(model, x), "tried")
+        return Cost(len(x), forward, backward, held, _largest_on_cuda(model, x), "tried")
     largest = int(SHARE_OF_MEMORY * _free_memory() / (2 * max(held // len(x), 1)))
-    return Cost(len(x), forward, both - forward, held, max(largest, 1), "estimated")
+    return Cost(len(x), forward, backward, held, max(largest, 1), "estimated")
 
 
 def _forward(model: nn.Module, x: Tensor) -> None:
@@ -223,7 +247,9 @@ def _forward(model: nn.Module, x: Tensor) -> None:
 
 def _backward(model: nn.Module, x: Tensor) -> None:
     leaf = x.clone().requires_grad_()
-    torch.autograd.grad(model(leaf.clone()).sum(), leaf, allow_unused=True)
+    output = model(leaf.clone())
+    if output.requires_grad:
+        torch.autograd.grad(output.sum(), leaf, allow_unused=True)
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -249,7 +275,7 @@ def _graph_bytes(model: nn.Module, x: Tensor) -> int:
 
     leaf = x.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(leaf)
+        output = model(leaf.clone())  # a clone, because a model may write into its input
     del output
     return sum(held.values())
 
@@ -294,10 +320,11 @@ def guess_shape(model: nn.Module) -> tuple[int, ...]:
         if candidates:
             break
     model.eval()
+    parameter = next(model.parameters(), torch.zeros(0))
     for shape in candidates:
         try:
             with torch.no_grad():
-                model(torch.zeros(2, *shape))
+                model(torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device))
         except Exception:
             continue
         return shape

@@ -29,7 +29,7 @@ LAST_STEPS = {"Sigmoid": "a sigmoid", "Softmax": "a softmax", "LogSoftmax": "a l
 """Operations that make probabilities of logits."""
 
 REARRANGEMENTS = frozenset(
-    "Alias Clone Div Mean Neg Permute Reshape Rsub Select Slice Squeeze Stack Sum T ToCopy Transpose Unsqueeze "
+    "Alias Clone Div Mean Neg Permute Reshape Rsub Select Slice Squeeze Stack T ToCopy Transpose Unsqueeze "
     "UnsafeView View".split()
 )
 """Operations that may follow them and leave them probabilities, or the halves of one that a head makes."""
@@ -53,15 +53,8 @@ class Finding:
 
 def in_model(model: nn.Module) -> list[Finding]:
     """What is wrong with a model before anything goes through it."""
-    found = []
-    for name, module in model.named_modules():
-        kinds = [kind.__name__ for kind in type(module).__mro__]
-        reason = next((WRAPPED[kind] for kind in kinds if kind in WRAPPED), "")
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            reason = "compiled in place: rules cannot see into it; give a network on which compile() was not called"
-        if reason:
-            found.append(Finding(f"{f'module {name!r}' if name else 'the model'} is {reason}", "refuse"))
-            break
+    wrapped = wrapping(model)
+    found = [Finding(wrapped, "refuse")] if wrapped else []
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         dropout = sum("Dropout" in type(module).__name__ for module in model.modules() if module.training)
@@ -77,6 +70,18 @@ def in_model(model: nn.Module) -> list[Finding]:
             )
         )
     return found
+
+
+def wrapping(model: nn.Module) -> str:
+    """What a model is wrapped in that keeps methods from seeing into it, with the remedy; empty if nothing does."""
+    for name, module in model.named_modules():
+        kinds = [kind.__name__ for kind in type(module).__mro__]
+        reason = next((WRAPPED[kind] for kind in kinds if kind in WRAPPED), "")
+        if not reason and getattr(module, "_compiled_call_impl", None) is not None:
+            reason = "compiled in place: rules cannot see into it; give a network on which compile() was not called"
+        if reason:
+            return f"{f'module {name!r}' if name else 'the model'} is {reason}"
+    return ""
 
 
 def in_samples(x: Float[Tensor, "n ..."], space: InputSpace, ids: Sequence[str]) -> list[Finding]:
@@ -135,23 +140,21 @@ def in_repetition(
     with torch.no_grad():
         again = model(given)
         # A single sample gets a companion, so that there is a batch that it can depend on.
-        pairs = [torch.cat([x, x / 2])] if len(x) == 1 else [x[row : row + 1].clone() for row in range(ALONE)]
-        alone = [model(each) for each in pairs if len(each)]
+        others = list(x[:ALONE].split(1)) if len(x) > 1 else [torch.cat([x, x / 2])]
+        other_outputs = [model(batch.clone()) for batch in others]
     if not torch.equal(given, x):
         problem = "the model writes into its input in place: other code would see changed samples (here it gets copies)"
         found.append(Finding(problem, "cope"))
     same = SAME_ROUGHLY if output.is_cuda else SAME_OUTPUT.get(output.dtype, SAME_ROUGHLY)
     tolerance = same * float(output.abs().max())
     if not torch.allclose(again, output, rtol=same, atol=tolerance):
-        return [
-            *found,
-            Finding(f"the model's output for sample {ids[0]} depends on chance: switch dropout off", "refuse"),
-        ]
-    for row, (part, logits) in enumerate(zip(pairs, alone, strict=False)):
-        if logits.shape != (len(part), output.shape[1]):
+        problem = f"the model's output for sample {ids[0]} depends on chance: switch dropout off"
+        return [*found, Finding(problem, "refuse")]
+    for row, (batch, logits) in enumerate(zip(others, other_outputs, strict=True)):
+        if logits.shape != (len(batch), output.shape[1]):
             problem = (
-                f"the model returns {shape_of(logits)} for a batch of {len(part)}, expected {[len(part), output.shape[1]]}: "
-                "squeeze no more axes than those that it means"
+                f"the model must return [n, classes] for batches of any size n, got {shape_of(logits)} for "
+                f"{len(batch)}: squeeze only the axes that are meant"
             )
             return [*found, Finding(problem, "refuse")]
         if not torch.allclose(logits[0], output[row], rtol=same, atol=tolerance):

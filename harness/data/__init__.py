@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -43,6 +43,7 @@ class Data:
     classes: tuple[str, ...] = ()
     train: "Data | None" = None
     skip_broken: bool = False
+    _first: dict[str, tuple[int, torch.Size]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,18 +81,31 @@ class Data:
 
     def _stacked(self, rows: list[int], samples: list[Tensor]) -> Tensor:
         for row, sample in zip(rows, samples, strict=True):
-            if sample.shape != samples[0].shape:
+            first, shape = self._first.setdefault("sample", (row, sample.shape))
+            if sample.shape != shape:
                 raise InputError(
-                    f"{self.name}: samples differ in shape: {self.ids[rows[0]]!r} is {list(samples[0].shape)}, "
+                    f"{self.name}: samples differ in shape: {self.ids[first]!r} is {list(shape)}, "
                     f"{self.ids[row]!r} is {list(sample.shape)}; declare one size for all (images: resize and crop)"
                 )
         return torch.stack(samples) if samples else torch.zeros(0)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all contents, of the training part too. Reads everything once."""
-        contents = [digest(self.read(row)) for row in range(len(self))]
+        """A hash of all contents, of the training part too. Reads everything once.
+
+        Raises:
+            BrokenSampleError: a sample cannot be read, and `skip_broken` is off.
+        """
+        contents = [self._content(row) for row in range(len(self))]
         return digest(self.ids, contents, self.labels, self.train.fingerprint if self.train else "")
+
+    def _content(self, row: int) -> str:
+        try:
+            return digest(self.read(row))
+        except BrokenSampleError:
+            if not self.skip_broken:
+                raise
+            return "broken"
 
     @cached_property
     def class_count(self) -> int:

@@ -40,13 +40,16 @@ def npz(
         InputError: no such file or array, or arrays of Python objects, which could run code and are not opened.
     """
     file, name = existing(base / path), f"npz:{path}"
+    wanted = (x, y, f"train_{x}", f"train_{y}")
     try:
         with zipfile.ZipFile(file) as archive:
-            arrays = {each.removesuffix(".npy"): _mapped(archive, each, file) for each in archive.namelist()}
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise InputError(f"{name}: not a NumPy archive of numbers (np.savez makes one): {error}") from None
+            members = {each.removesuffix(".npy"): each for each in archive.namelist()}
+            arrays = {each: _mapped(archive, members[each], file) for each in wanted if each in members}
+    # Archives and arrays break in many ways; whichever it is, this file cannot be read.
+    except Exception as error:
+        raise InputError(f"{name}: no NumPy archive of numbers (np.savez makes one): {error}") from None
     if x not in arrays:
-        raise InputError(f"{name}: no array {x!r}; {nearest(x, arrays)}")
+        raise InputError(f"{name}: no array {x!r}; {nearest(x, members)}")
     if arrays[x].ndim not in KINDS:
         raise InputError(f"{name}: expected {x!r} of shape [n,c,h,w], [n,c,t] or [n,f], got {list(arrays[x].shape)}")
     kind = KINDS[arrays[x].ndim]
@@ -54,10 +57,15 @@ def npz(
     train = None
     if f"train_{x}" in arrays:
         train = _of_array(f"{path}/train", arrays[f"train_{x}"], arrays.get(f"train_{y}"), space, None)
+        if arrays[f"train_{x}"].shape[1:] != arrays[x].shape[1:]:
+            shapes = [list(arrays[each].shape) for each in (x, f"train_{x}")]
+            raise InputError(f"{name}: {x!r} and 'train_{x}' hold samples of different shapes: {shapes}")
     return _of_array(path, arrays[x], arrays.get(y), space, train)
 
 
 def _of_array(path: str, x: np.ndarray, y: np.ndarray | None, space: InputSpace, train: Data | None) -> Data:
+    if x.dtype.kind not in "biuf" or 0 in x.shape:
+        raise InputError(f"npz:{path}: expected samples that are real numbers, got {x.dtype} of shape {list(x.shape)}")
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
         raise InputError(f"npz:{path}: expected {len(x)} integer labels, got {y.dtype} of shape {list(y.shape)}")
     labels = None if y is None else torch.from_numpy(y.astype(np.int64))

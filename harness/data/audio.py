@@ -2,11 +2,13 @@
 
 import warnings
 from pathlib import Path
-from typing import Literal
+from threading import Lock
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from scipy.io import wavfile
 from scipy.signal import resample_poly, spectrogram
 from torch import Tensor
@@ -15,9 +17,13 @@ from harness.data import BrokenSampleError, Data
 from harness.data.files import Broken, of_files
 from harness.registry import data_source
 from harness.space import InputSpace
+from harness.types import Count, InputError
 
 EXTENSIONS = (".wav",)
-QUIETEST = 1e-12
+HIGHEST_RATE = 1_000_000
+
+Positive = Annotated[float, Field(gt=0)]
+_WARNINGS = Lock()
 
 
 @data_source(argument="PATH")
@@ -31,12 +37,12 @@ def audio(
     train: str = "",
     held_out: str = "",
     broken: Broken = "refuse",
-    rate: int = 8000,
-    seconds: float = 1.0,
+    rate: Count = 8000,
+    seconds: Positive = 1.0,
     form: Literal["waveform", "spectrogram"] = "waveform",
-    window: int = 256,
-    hop: int = 128,
-    decibels: float = 100.0,
+    window: Count = 256,
+    hop: Count = 128,
+    decibels: Positive = 100.0,
 ) -> Data:
     """Wav files in a folder, as waveforms [1, t] in [-1, 1] or as log spectrograms [1, frequencies, frames] in [0, 1].
 
@@ -62,9 +68,13 @@ def audio(
         decibels: the range of the spectrogram.
 
     Raises:
-        InputError: an empty folder, or a file without a class.
+        InputError: an empty folder, a file without a class, or windows that do not fit.
     """
     size = round(rate * seconds)
+    if size < 1 or (form == "spectrogram" and not hop <= window <= size):
+        raise InputError(
+            f"audio:{path}: expected hop <= window <= rate * seconds, got {hop}, {window} and {rate * seconds:g}"
+        )
     # Silence is zero in both forms, in the middle of the one box and at the end of the other.
     space = (
         InputSpace("signal", (0.0,), (1.0,), -1.0, 1.0) if form == "waveform" else InputSpace("image", (0.0,), (1.0,))
@@ -96,16 +106,20 @@ def read_wave(file: Path, rate: int) -> Float[np.ndarray, " t"]:
     """One channel in [-1, 1] at this sampling rate.
 
     Raises:
-        BrokenSampleError: not a wav file, or one that ends too early.
+        BrokenSampleError: not a wav file, one that ends too early, or one without samples.
     """
     try:
-        with warnings.catch_warnings():
+        # What to do with warnings is one setting for all threads.
+        with _WARNINGS, warnings.catch_warnings():
             # A file that ends too early is only warned about; unknown chunks are harmless.
             warnings.filterwarnings("error", message="Reached EOF")
             warnings.filterwarnings("ignore", message="Chunk")
             theirs, wave = wavfile.read(file)
-    except (ValueError, EOFError, OSError, wavfile.WavFileWarning) as error:
+    # SciPy stumbles over broken headers in many ways; whichever it is, this file cannot be read.
+    except Exception as error:
         raise BrokenSampleError(f"cannot read {str(file)!r}: {error}") from None
+    if not len(wave) or not 0 < theirs <= HIGHEST_RATE:
+        raise BrokenSampleError(f"cannot read {str(file)!r}: {len(wave)} samples, {theirs} of them a second")
     values = wave.astype(np.float64)
     if wave.dtype == np.uint8:
         values = (values - 128) / 128
@@ -113,8 +127,9 @@ def read_wave(file: Path, rate: int) -> Float[np.ndarray, " t"]:
         values /= -float(np.iinfo(wave.dtype).min)
     values = values.mean(1) if values.ndim == 2 else values
     if theirs != rate:
-        divisor = np.gcd(rate, theirs)
-        values = resample_poly(values, rate // divisor, theirs // divisor)
+        divisor, loudest = np.gcd(rate, theirs), max(1.0, np.abs(values).max())
+        # The filter swings beyond the range at steps.
+        values = resample_poly(values, rate // divisor, theirs // divisor).clip(-loudest, loudest)
     return values
 
 
@@ -125,4 +140,4 @@ def log_spectrogram(
     _, _, power = spectrogram(
         wave, fs=rate, window="hann", nperseg=window, noverlap=window - hop, detrend=False, scaling="spectrum"
     )
-    return np.clip(10 * np.log10(power + QUIETEST), -decibels, 0) / decibels + 1
+    return 10 * np.log10(power.clip(10 ** (-decibels / 10), 1)) / decibels + 1

@@ -1,11 +1,12 @@
 """Samples that are files: which there are, what each is called, and which class it belongs to."""
 
+import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
@@ -33,19 +34,38 @@ def existing(path: Path) -> Path:
 def files_below(folder: Path, extensions: Sequence[str], name: str) -> list[str]:
     """The files with one of these extensions, at any depth, as sorted paths relative to the folder.
 
+    Links are followed, what is hidden is left out.
+
     Raises:
         InputError: no such folder, or nothing in it.
     """
     if not folder.is_dir():
         raise InputError(f"{name}: no folder {str(folder)!r}")
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
-    )
+    found: list[str] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        above = {each.resolve() for each in (here, *here.parents)}  # a link to one of them is a circle
+        folders[:] = [each for each in folders if each[0] != "." and (here / each).resolve() not in above]
+        paths = (here / file for file in files if file[0] != ".")
+        found += [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in extensions]
     if not found:
         raise InputError(f"{name}: no file in {str(folder)!r} ends in {', '.join(extensions)}")
-    return found
+    return sorted(found)
+
+
+def read_table(path: Path, name: str, text: Sequence[str]) -> pd.DataFrame:
+    """A CSV file, in which these columns stay the text that they are: a class may be called NA, or 01.
+
+    Raises:
+        InputError: no such file, or not a CSV file.
+    """
+    try:
+        with warnings.catch_warnings():
+            # With a field too many in each row, pandas would cut it off or shift the columns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(existing(path), dtype=dict.fromkeys(text, str), na_filter=False, index_col=False)
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: {path.name} is no CSV file with as many fields in each row: {error}") from None
 
 
 def labels_of(
@@ -68,12 +88,12 @@ def labels_of(
     if not labels:
         if not all("/" in file for file in files):
             return None, tuple(classes or ())
-        return class_indices([file.partition("/")[0] for file in files], name, classes)
+        return class_indices([file.partition("/")[0] for file in files], name, classes, numbers=False)
     if labels.endswith(".csv"):
-        found = _from_csv(existing(base / labels), label, name)
-        missing = [file for file in files if file not in found]
+        found = _from_csv(base / labels, label, name)
+        missing = [file for file in files if not found.get(file)]
         if missing:
-            raise InputError(f"{name}: {labels} has no row for {missing[0]!r} ({len(missing)} files lack one)")
+            raise InputError(f"{name}: {labels} has no class for {missing[0]!r} ({len(missing)} files lack one)")
         return class_indices([found[file] for file in files], name, classes)
     try:
         matches = [re.search(labels, file) for file in files]
@@ -81,45 +101,69 @@ def labels_of(
         raise InputError(
             f"{name}: labels: {labels!r} is neither a CSV file nor a regular expression: {error}"
         ) from None
-    groups = [match[1] if match and match.re.groups else None for match in matches]
-    if None in groups:
-        file = files[groups.index(None)]
+    groups = [(match[1] or "") if match and match.re.groups else "" for match in matches]
+    if "" in groups:
+        file = files[groups.index("")]
         raise InputError(f"{name}: labels: no class for {file!r}: {labels!r} needs one group that matches")
-    numbers = all(str(group).isdigit() for group in groups) and not classes
-    return class_indices([int(str(group)) if numbers else group for group in groups], name, classes)
+    return class_indices(groups, name, classes)
 
 
-def _from_csv(path: Path, label: str, name: str) -> dict[str, Any]:
-    table = pd.read_csv(path)
+def _from_csv(path: Path, label: str, name: str) -> dict[str, str]:
+    table = read_table(path, name, ["file", label])
     for column in ("file", label):
         if column not in table:
             raise InputError(
                 f"{name}: {path.name} has no column {column!r}; {nearest(column, map(str, table.columns))}"
             )
-    return dict(zip(table["file"].astype(str), table[label].tolist(), strict=True))
+    pairs = table[["file", label]].drop_duplicates()
+    twice = pairs["file"][pairs["file"].duplicated()].tolist()
+    if twice:
+        raise InputError(f"{name}: {path.name} has two classes for {twice[0]!r}")
+    return dict(zip(pairs["file"], pairs[label], strict=True))
 
 
 def class_indices(
-    labels: list[object], name: str, known: list[str] | None = None
+    labels: Sequence[str], name: str, known: list[str] | None, *, numbers: bool = True
 ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """The class index of each label, and the names of the classes: integers are indices, names are sorted.
+    """The class index of each label, and the names of the classes.
 
     Args:
-        labels: integers, or names.
+        labels: as they are written.
         name: of the data, for messages.
-        known: the names of all classes by index, if somebody knows better than the alphabet.
+        known: the names of all classes by index; by default those that occur, sorted.
+        numbers: whether labels that are all numbers, without known names, are the indices.
 
     Raises:
-        InputError: a name is not among the known ones.
+        InputError: a label is empty, a fraction, or not one of the known names.
     """
-    if not known and all(isinstance(label, (int, np.integer)) for label in labels):
-        return torch.tensor([int(label) for label in labels], dtype=torch.int64), ()  # type: ignore[call-overload]
-    names = tuple(known) if known else tuple(sorted({str(label) for label in labels}))
+    if "" in labels:
+        raise InputError(f"{name}: the label in row {labels.index('')} is empty")
+    indices = _integers(labels, name) if numbers and not known else None
+    if indices is not None:
+        return torch.tensor(indices, dtype=torch.int64), ()
+    names, occurring = tuple(known or sorted(set(labels))), sorted(set(labels))
+    for each in occurring:
+        if names.count(each) != 1:
+            what = "stands twice in" if each in names else "is not among"
+            raise InputError(f"{name}: the class {each!r} {what} `classes`; {nearest(each, names)}")
     index = {each: position for position, each in enumerate(names)}
-    strangers = sorted({str(label) for label in labels} - set(index))
-    if strangers:
-        raise InputError(f"{name}: the class {strangers[0]!r} is not among `classes`; {nearest(strangers[0], names)}")
-    return torch.tensor([index[str(label)] for label in labels], dtype=torch.int64), names
+    return torch.tensor([index[label] for label in labels], dtype=torch.int64), names
+
+
+def _integers(labels: Sequence[str], name: str) -> list[int] | None:
+    """These labels as integers; None if they are names.
+
+    Raises:
+        InputError: they are numbers, but no integers.
+    """
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return None
+    for label, number in zip(labels, numbers, strict=True):
+        if not number.is_integer():
+            raise InputError(f"{name}: a label is an integer or the name of a class, got {label}")
+    return [int(number) for number in numbers]
 
 
 def of_files(
@@ -154,7 +198,8 @@ def of_files(
         broken: whether a file that cannot be read is skipped or refused.
 
     Raises:
-        InputError: no files, no classes where there must be some, or `held_out` matches no file or all of them.
+        InputError: no files, no classes where there must be some, a file that is in both parts for all that its
+            label says, or `held_out` matches no file or all of them.
     """
     name = f"{scheme}:{path}"
     files = files_below(base / path, extensions, name)
@@ -168,7 +213,10 @@ def of_files(
         )
 
     if held_out:
-        matches = [bool(re.search(held_out, file)) for file in files]
+        try:
+            matches = [bool(re.search(held_out, file)) for file in files]
+        except re.error as error:
+            raise InputError(f"{name}: held_out: {held_out!r} is no regular expression: {error}") from None
         if train or all(matches) or not any(matches):
             what = "stands beside `train`" if train else f"matches {'every' if matches[0] else 'no'} file"
             raise InputError(f"{name}: held_out: {held_out!r} {what}")
@@ -190,4 +238,7 @@ def of_files(
             held_out="",
             broken=broken,
         )
+        both = sorted(set(files) & set(rest.ids))
+        if both and labels.endswith(".csv"):
+            raise InputError(f"{name}: {labels} cannot tell {both[0]!r} here from {both[0]!r} in {train!r}")
     return part(list(range(len(files))), rest)

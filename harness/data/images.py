@@ -38,7 +38,7 @@ class Preprocessing:
         interpolation: of the resizing, always with antialiasing.
 
     Raises:
-        InputError: not 1 or 3 channels, or another number in mean than in std.
+        InputError: not 1 or 3 channels, another number in mean than in std, or sizes that are none.
     """
 
     mean: tuple[float, ...]
@@ -50,6 +50,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.mean) not in MODES or len(self.mean) != len(self.std):
             raise InputError(f"expected mean and std for 1 (grey) or 3 (RGB) channels, got {self.mean} and {self.std}")
+        sizes = (*(self.resize or ()), *(() if self.crop is None else (self.crop,)))
+        if len(self.resize or ()) > 2 or any(size < 1 for size in sizes):
+            raise InputError(
+                f"expected resize as a side or [height, width] and crop as a side, got {self.resize} and {self.crop}"
+            )
 
     @property
     def space(self) -> InputSpace:
@@ -63,7 +68,7 @@ class Preprocessing:
             picture = F.resize(picture, list(self.resize), InterpolationMode(self.interpolation), antialias=True)
         if self.crop:
             picture = F.center_crop(picture, [self.crop, self.crop])
-        pixels = F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True)
+        pixels = F.pil_to_tensor(picture).to(torch.float32) / 255
         return F.normalize(pixels, list(self.mean), list(self.std))
 
 
@@ -144,7 +149,7 @@ def declared(
     if mean is not None and std is not None:
         size = (resize,) if isinstance(resize, int) else tuple(resize or ())
         return Preprocessing(tuple(mean), tuple(std), size or None, crop, interpolation)
-    if (mean, std, resize, crop) != (None, None, None, None):
+    if (mean, std, resize, crop, interpolation) != (None, None, None, None, "bilinear"):
         raise InputError(f"{name}: declare mean and std together, with resize and crop where the model needs them")
     if preprocessing is None:
         raise InputError(
@@ -161,16 +166,26 @@ def _decoder(prepare: Preprocessing) -> Callable[[Path], Tensor]:
                 picture.load()
                 return prepare(picture)
         # Decoders raise many kinds of errors; whichever it is, this file cannot be read.
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except Exception as error:
             raise BrokenSampleError(f"cannot read {str(path)!r}: {error}") from None
 
     return decode
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode == "I":
+    """The picture as grey (L) or colour (RGB) of 8 bits; what is transparent is opaque, as in torchvision.
+
+    Raises:
+        ValueError: nobody knows which numbers are black and white in it.
+    """
+    if picture.mode.startswith("I"):
         # Pillow cuts what is above 255 instead of scaling it.
-        picture = Image.fromarray((np.asarray(picture, dtype=np.float64) / SIXTEEN_BITS * 255).round().astype(np.uint8))
+        levels = np.asarray(picture, dtype=np.float64) / SIXTEEN_BITS
+        if levels.min() < 0 or levels.max() > 1:
+            raise ValueError("its pixels are beyond 16 bits, and nothing says which one is white")
+        picture = Image.fromarray((levels * 255).round().astype(np.uint8))
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, and nothing says which one is white")
     if "transparency" in picture.info and picture.mode in ("P", "LA", "PA"):
         picture = picture.convert("RGBA")
     return picture if picture.mode == mode else picture.convert(mode)

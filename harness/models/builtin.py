@@ -56,7 +56,7 @@ def mlp() -> ModelSource:
 @model_source()
 def vit() -> ModelSource:
     """A small vision transformer: patches, class token, attention, layer norm, GELU."""
-    recipe = Recipe(epochs=30, permuted_epochs=80, batch=64, rate=1e-3)
+    recipe = Recipe(epochs=20, permuted_epochs=60, batch=64, rate=2e-3)
     return _source("vit", VisionTransformer, MNIST, recipe, "mnist-5k")
 
 
@@ -73,14 +73,14 @@ def resnet56() -> ModelSource:
 
 
 def _resnet(name: str, depth: int) -> ModelSource:
-    recipe = Recipe(epochs=20, permuted_epochs=60, batch=128, rate=1e-2)
+    recipe = Recipe(epochs=25, permuted_epochs=40, batch=64, rate=3e-3)
     return _source(name, CifarResNet, CIFAR, recipe, depth=depth)
 
 
 @model_source()
 def waveform_cnn() -> ModelSource:
     """Convolutions along a waveform: one axis, inputs of both signs."""
-    recipe = Recipe(epochs=80, permuted_epochs=120, batch=20, rate=3e-3, shift=0.1)
+    recipe = Recipe(epochs=80, permuted_epochs=150, batch=20, rate=3e-3, shift=0.1)
     return _source("waveform-cnn", WaveformCNN, (1, 8000), recipe)
 
 

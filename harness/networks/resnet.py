@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The ResNet for CIFAR of arXiv 1512.03385, section 4.2: a stem, three stages of n blocks, a linear head.
+    """The ResNet for CIFAR (`he2016deep`, section 4.2): a stem, three stages of n blocks, a linear head.
 
     Covers residual sums, rectifiers that are no modules, bias-free convolutions with batch norm, strides, shortcuts
     that drop three positions of four, and depth.

@@ -9,7 +9,7 @@ class Attention(nn.Module):
     r"""Multi-head self-attention, every product in the open.
 
     For each head: $\mathrm{softmax}(Q K^\top / \sqrt{w}) V$ with $Q, K, V$ of width $w$ = `width` / `heads`; the heads
-    are put side by side and mixed by a linear layer (arXiv 1706.03762).
+    are put side by side and mixed by a linear layer (`vaswani2017attention`).
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A pre-norm vision transformer (arXiv 2010.11929) for images [c, h, w], without dropout.
+    """A pre-norm vision transformer (`dosovitskiy2021image`) for images [c, h, w], without dropout.
 
     Covers products of activations, softmax, layer norm, GELU, residual sums, input that enters by patches, and
     parameters that belong to no layer (class token, position embedding); it has no rectifier and no feature map.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class WaveformCNN(nn.Module):
-    """1-D convolutions on waveforms [1, t], in the style of M5 (arXiv 1610.00087), and two linear layers.
+    """1-D convolutions on waveforms [1, t], in the style of M5 (`dai2017very`), and two linear layers.
 
     Covers signals: inputs of either sign around a meaningful zero, one spatial axis, a wide first kernel with a
     stride, and a mean over time between convolutions and linear layers, which takes any length.
