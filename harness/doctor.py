@@ -156,15 +156,16 @@ def _examine(
         problem = f"the model raises on inputs of shape {list(x.shape)}: {type(error).__name__}: {error}"
         diagnosis.findings.append(Finding(problem.partition("\n")[0], "refuse"))
         return diagnosis
-    rows_too = all(isinstance(output, Tensor) and output.ndim > 0 for output in outputs)
-    output = torch.cat(outputs) if rows_too else outputs[0]
+    parts = zip(outputs, (ids[start : start + BATCH] for start in range(0, len(ids), BATCH)), strict=True)
+    wrong = [finding for output, part in parts for finding in in_output(output, part) if finding.action == "refuse"]
+    if wrong:
+        diagnosis.findings.append(wrong[0])
+        return diagnosis
+    output = torch.cat(outputs)
     diagnosis.findings += in_output(output, ids)
-    if isinstance(output, Tensor):
-        diagnosis.facts["output"] = str(list(output.shape[1:]))
-        if data.labels is not None and output.ndim == 2:
-            labels = data.labels[torch.tensor(readable)].to(output.device)
-            hits = int((output.argmax(1) == labels).sum())
-            diagnosis.facts["accuracy"] = f"{hits} of {len(x)} = {hits / len(x):.2%}"
+    diagnosis.facts["output"] = str(list(output.shape[1:]))
+    if data.labels is not None:
+        diagnosis.facts["accuracy"] = _accuracy(output.cpu(), data, readable)
     if _refused(diagnosis, found):
         return diagnosis
     repeated = in_repetition(network, x[:BATCH], output[:BATCH], ids)
@@ -175,6 +176,18 @@ def _examine(
         diagnosis.cost = cost_of(network, x[:BATCH])
         diagnosis.methods = _methods(label, model, data, progress)
     return diagnosis
+
+
+def _accuracy(output: Float[Tensor, "n classes"], data: Data, rows: list[int]) -> str:
+    """How many of these samples are classified correctly, in words."""
+    assert data.labels is not None
+    labels, outputs = data.labels[torch.tensor(rows)], output.shape[1]
+    if data.classes and len(data.classes) != outputs:
+        return f"unknown, because the data have {len(data.classes)} classes by name and the model {outputs} outputs"
+    if not 0 <= int(labels.min()) <= int(labels.max()) < outputs:
+        return f"unknown, because the labels lie outside 0 to {outputs - 1}"
+    hits = int((output.argmax(1) == labels).sum())
+    return f"{hits} of {len(rows)} = {hits / len(rows):.2%}"
 
 
 def _refused(diagnosis: Diagnosis, known: list[Finding]) -> bool:

@@ -78,9 +78,10 @@ def _torchvision(
             remedy = "; `download: true` lets it be fetched into `root`" if options.get("download") is False else ""
             raise InputError(f"{name}: cannot be read from {str(base / root)!r}: {error}{remedy}") from None
 
+    explained = part(split)
     has_parts = {"train", "split"} & set(parameters) and split != train_split
     train = _of_dataset(f"{name}/{train_split}", part(train_split), prepare, broken, None) if has_parts else None
-    return _of_dataset(name, part(split), prepare, broken, train)
+    return _of_dataset(name, explained, prepare, broken, train)
 
 
 def _can_be_had(kind: Any) -> bool:
