@@ -31,7 +31,7 @@ GRADIENT_SAMPLES = 8
 BATCH = 32
 LARGEST_TRIED = 4096
 SHARE_OF_MEMORY = 0.5
-IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 384)
+IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 384, 128, 256, 16, 8)
 SIGNAL_LENGTHS = (8000, 1000, 128)
 UNKNOWN_SHAPE_SAMPLES = 8
 
@@ -113,7 +113,13 @@ def doctor(
     space: InputSpace | None = None,
     build: Callable[[], nn.Module] | None = None,
 ) -> Diagnosis:
-    """Examine a model and samples at hand; the arguments are those of `harness.evaluate`."""
+    """Examine a model and samples at hand; the arguments are those of `harness.evaluate`.
+
+    Raises:
+        InputError: there are no samples, or they do not fit the space.
+    """
+    if len(x) == 0:
+        raise InputError("x holds no samples")
     space = space or InputSpace.undeclared(x)
     space.check(x)
     data = of_tensors("tensors", x.detach(), y, space)
@@ -146,8 +152,9 @@ def _examine(
         return diagnosis
     x, ids = cpu.to(model.example.device, model.example.dtype), [data.ids[row] for row in readable]
     diagnosis.facts["input"] = f"{list(x.shape[1:])} {data.space.kind}, {data.name}, {len(x)} samples"
-    diagnosis.findings += in_samples(x, data.space, ids)
-    if wrapping(network):
+    faults = in_samples(x, data.space, ids)
+    diagnosis.findings += faults
+    if wrapping(network) or any(fault.action == "refuse" for fault in faults):
         return diagnosis
     try:
         with torch.no_grad():
@@ -170,11 +177,12 @@ def _examine(
         return diagnosis
     repeated = in_repetition(network, x[:BATCH], output[:BATCH], ids)
     diagnosis.findings += [finding for finding in repeated if finding not in diagnosis.findings]
+    if _refused(diagnosis, found):
+        return diagnosis
     diagnosis.findings += in_gradient(network, x[:GRADIENT_SAMPLES])
-    if not _refused(diagnosis, found):
-        diagnosis.blocks = _blocks(model)
-        diagnosis.cost = cost_of(network, x[:BATCH])
-        diagnosis.methods = _methods(label, model, data, progress)
+    diagnosis.blocks = _blocks(model)
+    diagnosis.cost = cost_of(network, x[:BATCH])
+    diagnosis.methods = _methods(label, model, data, progress)
     return diagnosis
 
 

