@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -117,8 +117,8 @@ def doctor(
     found = 0
     for each in entries:
         with bars(console) as progress:
-            diagnosis = examine_entry(each, base, samples=samples, device=place, progress=progress)
-        _tell(diagnosis, assumed)
+            diagnosis = examine_entry(each, base, samples=samples, device=place, assumed=assumed, progress=progress)
+        _tell(diagnosis)
         found += len(diagnosis.findings)
     raise typer.Exit(1 if found else 0)
 
@@ -134,6 +134,7 @@ def init(
     """Write a study for a model and data of your own, with comments, ready to run within minutes.
 
     Examples: `harness init file:net.py:build photos --weights w.safetensors`, then `harness run study.yaml`.
+    Sources may be YAML mappings: '{source: folder:photos, broken: skip, resize: 256, crop: 224, ...}'.
     """
     from harness.api import torch_device
     from harness.init import init_study
@@ -243,12 +244,10 @@ def _show(results: "Results", folder: Path) -> None:
         console.print(f"[bold]{title}[/]: {_plain(line)}", soft_wrap=True)
 
 
-def _tell(diagnosis: "Diagnosis", assumed: Sequence[str]) -> None:
+def _tell(diagnosis: "Diagnosis") -> None:
     console.print(f"\n[bold]{_plain(diagnosis.label)}[/]")
     for name, fact in diagnosis.facts.items():
         console.print(f"  {name}: {_plain(fact)}", soft_wrap=True)
-    for note in assumed:
-        console.print(f"  assumed: {note}", soft_wrap=True)
     if len(diagnosis.blocks):
         _print(diagnosis.blocks.rename_axis("order").reset_index(), "blocks in execution order")
     if diagnosis.cost:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from harness.applicability import applicability, applicability_table
@@ -28,6 +29,8 @@ from harness.types import InputError
 TRIES = 3
 METHOD_SAMPLES = 2
 GRADIENT_SAMPLES = 8
+FEWEST_FOR_CHANCE = 16
+CHANCE_LEVEL = 0.05
 BATCH = 32
 LARGEST_TRIED = 4096
 SHARE_OF_MEMORY = 0.5
@@ -70,17 +73,35 @@ class Diagnosis:
 
 
 def examine_entry(
-    entry: ModelEntry, base: Path, *, samples: int, device: torch.device, progress: Progress = silent
+    entry: ModelEntry,
+    base: Path,
+    *,
+    samples: int,
+    device: torch.device,
+    assumed: Sequence[str] = (),
+    progress: Progress = silent,
 ) -> Diagnosis:
-    """Examine the model and data of a study's entry. Without data, on noise of a shape that the model takes."""
+    """Examine the model and data of a study's entry. Without data, on noise of a shape that the model takes.
+
+    Args:
+        entry: the model and its data.
+        base: what paths are relative to.
+        samples: how many to examine.
+        device: where.
+        assumed: what somebody had to assume about the data; a finding.
+        progress: told what happens.
+    """
     source = load_source(entry, base)
     wanted = Wanted(entry.weights, head_of(entry), entry.model_seed, base)
     if isinstance(entry.data, DataEntry):
         data, select = load_data(entry.data, base, source, entry.weights), entry.data.select
     else:
-        shape = source.input_shape(entry.weights) or guess_shape(source.build((), 0))
-        data, select = noise(shape), "first"
-    found = []
+        shape = source.input_shape(entry.weights)
+        network = None if shape else source.build((), 0)
+        if network and wrapping(network):
+            return Diagnosis(entry.name, findings=in_model(network))
+        data, select = noise(guess_shape(network) if network else shape or ()), "first"
+    found = [Finding(each, "cope") for each in assumed]
     try:
         model = load_model(source, data, wanted, seed=0, device=device, progress=progress)
     except NoWeightsError as error:
@@ -172,7 +193,9 @@ def _examine(
     diagnosis.findings += in_output(output, ids)
     diagnosis.facts["output"] = str(list(output.shape[1:]))
     if data.labels is not None:
-        diagnosis.facts["accuracy"] = _accuracy(output.cpu(), data, readable)
+        diagnosis.facts["accuracy"] = told = _accuracy(output.cpu(), data, readable)
+        if not model.origin.startswith(RANDOM) and not told.startswith("unknown"):
+            diagnosis.findings += _no_better_than_chance(output.cpu(), data.labels[torch.tensor(readable)])
     if _refused(diagnosis, found):
         return diagnosis
     repeated = in_repetition(network, x[:BATCH], output[:BATCH], ids)
@@ -196,6 +219,20 @@ def _accuracy(output: Float[Tensor, "n classes"], data: Data, rows: list[int]) -
         return f"unknown, because the labels lie outside 0 to {outputs - 1}"
     hits = int((output.argmax(1) == labels).sum())
     return f"{hits} of {len(rows)} = {hits / len(rows):.2%}"
+
+
+def _no_better_than_chance(output: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> list[Finding]:
+    """Whether always answering the commonest class would do as well, as far as so few samples can tell."""
+    hits, commonest = int((output.argmax(1) == labels).sum()), int(labels.bincount().max())
+    if len(labels) < FEWEST_FOR_CHANCE or commonest == len(labels):
+        return []
+    if binomtest(hits, len(labels), commonest / len(labels), alternative="greater").pvalue < CHANCE_LEVEL:
+        return []
+    problem = (
+        f"{hits} of {len(labels)} are classified correctly, and the commonest class alone would give {commonest}: "
+        "is the preprocessing that of the training, are the classes in its order, are these its weights?"
+    )
+    return [Finding(problem, "cope")]
 
 
 def _refused(diagnosis: Diagnosis, known: list[Finding]) -> bool:

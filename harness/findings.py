@@ -108,11 +108,15 @@ def in_output(output: object, ids: Sequence[str]) -> list[Finding]:
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(ids):
         problem = (
             f"the model must return logits of shape [n, classes], got {shape_of(output)}: "
-            "wrap it in a module that does (segmentation, regression and multi-label models: see harness.heads)"
+            "wrap it in a module that does (in a study, `head: segmentation`, `regression` or `multi_label`; "
+            "in Python, see harness.heads)"
         )
         return [Finding(problem, "refuse")]
     if output.shape[1] < 2:
-        problem = "the model returns one output: wrap it in harness.heads.Regression, or MultiLabel if it is a logit"
+        problem = (
+            "the model returns one output: wrap it in harness.heads.Regression, or MultiLabel if it is a logit "
+            "(in a study, `head: regression`, `head: multi_label`)"
+        )
         return [Finding(problem, "refuse")]
     broken = _not_finite(output, "the model's output for sample", ids, "check its weights and the scale of the input")
     if broken:

@@ -26,6 +26,9 @@ from harness.training import Progress
 MINUTES = 4.0
 SAMPLES = (100, 64, 32, 16, 8)
 FEWEST_METHODS = 4
+TOLD = ("rate", "seconds")
+"""Options of data that change what is explained, so that a study says them even where they have their default."""
+
 FULL_DRAWS, TRIAL_DRAWS, STEPS = 10, 2, 16
 CASCADE_BLOCKS = 12
 
@@ -90,8 +93,10 @@ def _budget(model: LoadedModel, data: Data, label: str, progress: Progress) -> B
     cascade = 1 if blocks <= CASCADE_BLOCKS else 0
     draws = (1 + FULL_DRAWS + cascade * (blocks - 1)) / (1 + TRIAL_DRAWS)
     seconds: dict[str, float] = {}
+    passes: dict[str, int] = {}
     for cell in (task.cell for group in groups for task in group.tasks):
         info = store.info(cell) or {"seconds": 0.0}
+        passes[cell.method] = int(info.get("maps_forward", 0)) + 2 * int(info.get("maps_backward", 0))
         more = draws if cell.metric == "parameter_randomization" else 1.0
         seconds[cell.method] = seconds.get(cell.method, 0.0) + more * float(info["seconds"])
 
@@ -100,7 +105,8 @@ def _budget(model: LoadedModel, data: Data, label: str, progress: Progress) -> B
 
     counts = [size for size in SAMPLES if size < len(data)]
     for count in [len(data), *counts] if len(data) <= SAMPLES[0] else counts:
-        chosen = sorted(works, key=seconds.__getitem__)
+        # By passes and not by seconds, so that a busy machine drops the same methods as a quiet one.
+        chosen = sorted(works, key=passes.__getitem__)
         while len(chosen) > 1 and minutes(chosen, count) > MINUTES:
             chosen.pop()
         if len(chosen) == len(works) or (count <= SAMPLES[2] and len(chosen) >= FEWEST_METHODS):
@@ -115,7 +121,7 @@ def _text(entry: ModelEntry, data: Data, budget: Budget, name: str, assumed: Seq
     given = {"source": entry.data.source, "samples": budget.samples}
     given["select"] = "stratified" if data.labels is not None else "first"
     defaults = {name: p.default for name, p in split_source(entry.data.source, DATA)[0].options.items()}
-    given |= {key: value for key, value in entry.data.options.items() if value != defaults[key]}
+    given |= {key: value for key, value in entry.data.options.items() if value != defaults[key] or key in TOLD}
     model: dict[str, Any] = {"name": entry.name, "source": entry.source}
     model |= {"weights": entry.weights} if entry.weights else {}
     model |= {"head": entry.head} if entry.head else {}

@@ -58,10 +58,17 @@ def conclusion(results: "Results") -> dict[str, str]:
         residual = measure == "relative_residual"
         fine = rows["value"] <= COMPLETE_WITHIN if residual else rows["low"] > 0
         wrong = ~fine if residual else rows["high"] < 0
-        # With several fills a method holds only if it does under each of them.
-        hold(good, rows[~_among(rows, rows[~fine])])
-        failed.append(_names(subjects, bad, rows[wrong]))
-        look.append(_names(subjects, "gain from flipping not told from chance", rows[~fine & ~wrong]))
+        outcome = pd.Series(
+            np.select([fine, wrong], [good, bad], "gain from flipping not told from chance"), rows.index
+        )
+        # What comes out differently under several fills is said of each of them.
+        outcomes = rows.assign(outcome=outcome).groupby(WHO, observed=True)["outcome"].transform("nunique")
+        said = outcome.where(outcomes == 1, outcome + " (" + rows["metric"].astype(str) + ")")
+        for statement, some in rows.groupby(said, sort=False):
+            if str(statement).startswith(good):
+                hold(str(statement), some)
+            else:
+                (failed if str(statement).startswith(bad) else look).append(_names(subjects, str(statement), some))
     return {
         "held": _line(held, "nothing was tested that can hold"),
         "did not hold": _line(failed, "nothing that was tested"),

@@ -160,7 +160,7 @@ def test_what_is_wrong_is_named_and_the_exit_code_is_one(told, name, finding):
         ("misspelt", "net.py has no function 'laods'; did you mean loads"),
         ("other weights", "the file is of a network with 5 classes, this one has 3"),
         ("refused samples", "2.png"),
-        ("no samples", "unknown data 'gone.npz'"),
+        ("no samples", "gone.npz: no such folder or file"),
     ],
 )
 def test_wrong_input_exits_with_two_and_one_message(told, name, message):
@@ -260,8 +260,11 @@ def test_what_goes_wrong_on_the_way_is_a_finding():
 
     (problem,) = problems(Squeezes(model).eval(), torch.rand(33, 2, 12, 12))  # 32 and one
     assert "must return logits of shape [n, classes], got [4]" in problem
-    labels = doctor(model, x, y + 1)
-    assert labels.facts["accuracy"] == "unknown, because the labels lie outside 0 to 3"
+    x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
+    for labels in (y + 1, y - 1):
+        found = doctor(model, x, labels)
+        assert found.facts["accuracy"] == "unknown, because the labels lie outside 0 to 3"
+        assert found.findings == []
 
 
 def test_the_samples_and_the_model_are_left_as_they_were():
@@ -359,3 +362,16 @@ def test_a_method_that_fails_is_told_with_its_error(whole):
     assert rows.loc["gradient", "reason"].startswith("RuntimeError: ")
     assert rows.loc["occlusion", "status"] == "works"
     assert (found.cost.graph_bytes == 0) == whole
+
+
+def test_accuracy_at_chance_is_a_finding_and_a_good_one_is_not():
+    from harness.doctor import _no_better_than_chance
+
+    labels = torch.arange(40) % 4
+    right = torch.nn.functional.one_hot(labels, 4).float()
+    assert _no_better_than_chance(right, labels) == []
+    (finding,) = _no_better_than_chance(right.roll(1, 1), labels)
+    assert "0 of 40 are classified correctly, and the commonest class alone would give 10" in finding.problem
+    always = torch.tensor([[1.0, 0, 0, 0]]).expand(40, 4)
+    assert _no_better_than_chance(always, labels)
+    assert _no_better_than_chance(always[:8], labels[:8]) == []  # too few to tell

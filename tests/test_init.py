@@ -141,3 +141,13 @@ def test_paths_that_say_nothing_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"notes.txt: expected a folder, or a file that ends in .npz or .csv"):
         guess_data("notes.txt", tmp_path)
     assert guess_data("mnist-5k", tmp_path) == "mnist-5k"
+
+
+def test_pictures_of_one_size_keep_it_and_the_doctor_tells_what_was_assumed(fresh):
+    for picture in (fresh / "photos").rglob("*.jpg"):
+        Image.open(picture).resize((24, 24)).save(picture)
+    entry, assumed = entry_of("file:mynet.py:build", "photos", "w.pt", fresh)
+    assert entry.data.options["resize"] == 24
+    assert "24 x 24 pixels, their own size" in assumed[0]
+    done = call("doctor", "file:mynet.py:build", "photos", "--weights", "w.pt", cwd=fresh)
+    assert (done.returncode, "finding: nothing says how the model was trained" in done.stdout) == (1, True)

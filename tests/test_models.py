@@ -294,7 +294,9 @@ def test_a_factory_that_loads_its_own_weights_needs_no_others(own):
     assert_twins(model)
     assert model.twin(0)[0].weight.abs().max() <= (3 * 9) ** -0.5  # the bound of the default initializer
     # It answers for the mode as well; where the weights come from a file, we do.
-    assert loaded(folder, "file:net.py:forgets").model.training
+    study = study_of(folder, "file:net.py:forgets")
+    with pytest.raises(InputError, match=r"the model is in train mode \(Sequential, 0, 1 and 2 more\): call"):
+        harness.run(study, folder / "run")
     assert not loaded(folder, {"source": "file:net.py:forgets", "weights": "w.pt"}).model.training
 
 

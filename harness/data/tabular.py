@@ -51,9 +51,9 @@ def csv(
     features = frame.drop(columns=[column for column in (label, held_out) if column in frame])
     wrong = [str(column) for column in features if not _finite(features[column])]
     if wrong or features.shape[1] == 0 or len(frame) == 0:
-        raise InputError(
-            f"{name}: expected rows of finite numbers beside {label!r}, but not so in: {', '.join(wrong) or 'the file'}"
-        )
+        where = ", ".join(wrong) or "the file"
+        missing = "" if label in frame else f" (no column is called {label!r}: `label` says which one is the class)"
+        raise InputError(f"{name}: expected rows of finite numbers beside {label!r}, but not so in: {where}{missing}")
     unnamed = [str(column) for column in features if str(column).startswith("Unnamed: ")]
     if unnamed:
         raise InputError(
