@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from harness.heads import shape_of
 from harness.random import Draws
@@ -74,12 +75,14 @@ def in_model(model: nn.Module) -> list[Finding]:
 
 
 def wrapping(model: nn.Module) -> str:
-    """What a model is wrapped in that keeps methods from seeing into it, with the remedy; empty if nothing does."""
+    """What a model is that keeps anybody from seeing into it, with the remedy; empty if it is nothing of the kind."""
     for name, module in model.named_modules():
         kinds = [kind.__name__ for kind in type(module).__mro__]
         reason = next((WRAPPED[kind] for kind in kinds if kind in WRAPPED), "")
         if not reason and getattr(module, "_compiled_call_impl", None) is not None:
             reason = "compiled in place: rules cannot see into it; give a network on which compile() was not called"
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            reason = "lazy, without a shape yet: send a sample through it once, in its constructor"
         if reason:
             return f"{f'module {name!r}' if name else 'the model'} is {reason}"
     return ""
@@ -118,6 +121,10 @@ def in_output(output: object, ids: Sequence[str]) -> list[Finding]:
             "(in a study, `head: regression`, `head: multi_label`)"
         )
         return [Finding(problem, "refuse")]
+    if not output.is_floating_point():
+        return [
+            Finding(f"the model must return real logits, got {output.dtype}: nothing can be differentiated", "refuse")
+        ]
     broken = _not_finite(output, "the model's output for sample", ids, "check its weights and the scale of the input")
     if broken:
         return broken

@@ -94,7 +94,7 @@ def trained(
     part = data.train
     if part is None or part.labels is None or data.labels is None:
         raise InputError(f"{name}: {data.name} has no labelled training part to train on")
-    x, labels = part.batch(range(len(part))), part.labels
+    x, labels = _readable(part, part.labels)
     if permuted:
         labels = labels[Draws.of([name], seed, "permuted labels").permutation(len(labels))[0]]
     with torch_seeded(seed, "initial parameters", name, permuted):
@@ -103,7 +103,7 @@ def trained(
     result = Trained(
         {key: value.contiguous() for key, value in model.state_dict().items()},
         accuracy(model, x, labels),
-        accuracy(model, data.batch(range(len(data))), data.labels),
+        accuracy(model, *_readable(data, data.labels)),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
@@ -111,6 +111,11 @@ def trained(
     save_file(result.state, scratch, metadata=measured)
     scratch.replace(path)
     return result
+
+
+def _readable(data: Data, labels: Int[Tensor, " all"]) -> tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]:
+    rows, x, _ = data.readable(range(len(data)))
+    return x, labels[torch.tensor(rows)]
 
 
 def accuracy(model: nn.Module, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"]) -> float:

@@ -149,6 +149,7 @@ SICK = {
     "infinite": (lambda: Then(after=lambda z: z / 0), "the model's output for sample s0 holds infinite", "refuse"),
     "scripted": (lambda: torch.jit.script(modules()), "the model is a scripted model: .*eager network", "refuse"),
     "traced": (traced, "the model is a scripted model: ", "refuse"),
+    "lazy": (lambda: nn.Sequential(modules(), nn.LazyLinear(3)), "module '1' is lazy, without a shape", "refuse"),
     "compiled": (lambda: torch.compile(modules()), "give the network itself, model._orig_mod", "refuse"),
     "compiled in place": (compiled_in_place, "module '4' is compiled in place: ", "refuse"),
     "parallel": (lambda: nn.DataParallel(modules()).eval(), "give the network itself, model.module", "refuse"),
@@ -157,6 +158,8 @@ SICK = {
     "squeezed": (lambda: Then(after=torch.squeeze), "got [4] for 1: squeeze only the axes that are meant", "refuse"),
     "one output": (lambda: Then(after=lambda z: z[:, :1]), "wrap it in harness.heads.Regression", "refuse"),
     "no rows": (lambda: Then(after=lambda z: z[:, 0]), "must return logits of shape [n, classes], got [6]", "refuse"),
+    "integers": (lambda: Then(after=lambda z: (9 * z).long()), "return real logits, got torch.int64", "refuse"),
+    "complex": (lambda: Then(after=lambda z: z + 0j), "must return real logits, got torch.complex64", "refuse"),
     "a dictionary": (lambda: Then(after=lambda z: {"out": z}), "[n, classes], got dict: wrap it", "refuse"),
     "a scalar": (lambda: Then(after=torch.mean), "[n, classes], got []: wrap it", "refuse"),
     **{name: (lambda after=after: Then(after), text, "warn") for name, (after, text) in AFTER.items()},
@@ -177,10 +180,10 @@ SICK = {
 def test_a_fault_is_found_with_its_remedy_and_nothing_else(name):
     build, text, action = SICK[name]
     model, x = build(), torch.rand(6, 2, 12, 12)
-    faults = in_model(model) if "compiled" in name else found(model, x)  # to run it would compile it
+    faults = in_model(model) if "compiled" in name or name == "lazy" else found(model, x)
     assert [fault.action for fault in faults if re.search(as_pattern(text), fault.problem)] == [action], faults
     others = [fault for fault in faults if not re.search(as_pattern(text), fault.problem)]
-    assert not others or name in ("scripted", "traced", "parallel", "dropout"), others
+    assert not others or name in ("scripted", "traced", "parallel", "dropout", "lazy"), others
 
 
 def as_pattern(text):

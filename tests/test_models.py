@@ -356,6 +356,7 @@ FAULTS = {
     "file:more.py:needs": r"needs\(\) raised TypeError: .*missing 1 required positional argument: 'width'",
     "file:more.py:nothing": r"nothing\(\) returned NoneType, expected an nn.Module",
     "file:more.py:state": r"state\(\) returned OrderedDict, expected an nn.Module",
+    "file:more.py:lazy": r"lazy\(\) returned lazy modules: send a sample through them",
     "file:more.py:WIDTH": "more.py has no function 'WIDTH'",
     "file:net.txt:build": "net.txt is no Python file: its name must end in .py",
 }
@@ -370,6 +371,7 @@ def test_a_fault_in_a_file_is_named(folder, source):
     (folder / "more.py").write_text(
         f"{NET}\nWIDTH = 3\ndef fails(): return {{}}['width']\ndef exits(): exit(0)\ndef needs(width): return build()\n"
         "def nothing(): build()\ndef state(): return build().state_dict()\n"
+        "def lazy(): return nn.LazyLinear(3)\n"
     )
     path = list(sys.path)
     fails(folder, source, FAULTS[source])

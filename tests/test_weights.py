@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
-from test_models import assert_same, assert_twins, differ, loaded, study_folder, study_of
+from test_models import CPU, NET, assert_same, assert_twins, differ, loaded, study_folder, study_of
 from torch import nn
 
 import harness
@@ -21,7 +21,9 @@ from harness.catalogue import MODELS
 from harness.models.builtin import mlp
 from harness.models.loaded import NoWeightsError
 from harness.models.weights import load_weights, read_weights
+from harness.progress import silent
 from harness.study import StudyError, load_study
+from harness.subjects import load_entry
 from harness.training import Recipe
 
 
@@ -176,12 +178,6 @@ def test_the_likely_reason_is_said(other, likely):
     assert_holds(fresh, before)  # nothing was loaded by half
 
 
-def test_a_lazy_network_is_refused():
-    lazy = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(InputError, match="lazy modules without shapes"):
-        load_weights(lazy, {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3)}, "w")
-
-
 class Touches:
     def __init__(self, path):
         self.path = path
@@ -319,6 +315,10 @@ def test_several_checkpoints_are_several_model_seeds(folder):
     only = harness.run(study_of(folder, {**model, "weights": "b.pt"}, methods=["input_x_gradient"]), folder / "only")
     alone = only.records[only.records["measure"] == records["measure"].iloc[0]].set_index("sample")["value"]
     np.testing.assert_array_equal(alone, by_seed[1])
+    (folder / "one.py").write_text(f"{NET}\nONE = build()\ndef one(): return ONE\n")
+    both = load_study(study_of(folder, {**model, "source": "file:one.py:one"})).models
+    first, second = (load_entry(each, folder, seed=0, device=CPU, progress=silent)[0] for each in both)
+    assert differ(first.model, second.model)  # although the factory returns one network for all
     twice = study_of(folder, {**model, "model_seed": [0, 1]})
     with pytest.raises(StudyError, match="numbers the checkpoints itself; drop model_seed"):
         load_study(twice)

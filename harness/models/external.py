@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torchvision
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchvision.models import WeightsEnum
 
 from harness.data.files import existing
@@ -158,6 +159,8 @@ def file(argument: str, *, base: Path) -> ModelSource:
             raise InputError(f"file:{argument}: {factory}() raised {type(error).__name__}: {error}") from error
         if not isinstance(network, nn.Module):
             raise InputError(f"file:{argument}: {factory}() returned {type(network).__name__}, expected an nn.Module")
+        if any(map(is_lazy, network.parameters())):
+            raise InputError(f"file:{argument}: {factory}() returned lazy modules: send a sample through them in it")
         return network
 
     def code(network: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """A model with its weights on its device, and what a metric may ask of it."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -255,6 +256,9 @@ def _with_weights(
     with torch_seeded(wanted.model_seed, "initial parameters", source.name):
         network = build()
     own = source.code is not None and bool(constructor_fault(network, build) or _keeps_weights(network, build))
+    if own and _another(build) is network:
+        # One network for all who ask: each gets weights of its own.
+        network = copy.deepcopy(network)
     if weights is None and train:
         network.load_state_dict(train(False).state)
         return network.eval(), "trained by recipe", False

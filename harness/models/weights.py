@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from harness.data.files import existing
 from harness.types import InputError
@@ -76,8 +75,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
         InputError: names or shapes do not fit; the message says which, and what the likely reason is.
     """
     own = model.state_dict()
-    if any(isinstance(value, UninitializedTensorMixin) for value in own.values()):
-        raise InputError(f"{origin}: the network has lazy modules without shapes: call it once in its constructor")
     while prefix := next((p for p in WRAPPERS if state and all(name.startswith(p) for name in state)), ""):
         if own.keys() & state.keys():
             break
