@@ -119,7 +119,12 @@ def test_help_has_worked_examples():
 def test_an_interrupt_exits_with_130_and_keeps_what_is_finished(tmp_path):
     study = written(tmp_path)
     process = subprocess.Popen(
-        [*HARNESS, "run", str(study)], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [*HARNESS, "run", str(study)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        # Whoever runs the tests in the background has it ignored, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     cells, deadline = tmp_path / "results" / "small" / "cells", time.time() + 120
     while not list(cells.glob("*.parquet")):
