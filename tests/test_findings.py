@@ -30,6 +30,7 @@ def ids_of(x):
 
 def found(model, x):
     """All findings, as the doctor collects them."""
+    kept = x.clone()
     faults = [*in_model(model), *in_samples(x, InputSpace.undeclared(x), ids_of(x))]
     with torch.no_grad():
         output = model(x.clone())
@@ -38,6 +39,7 @@ def found(model, x):
         faults += [fault for fault in in_repetition(model, x, output, ids_of(x)) if fault not in faults]
     if not any(fault.action == "refuse" for fault in faults):
         faults += in_gradient(model, x[:8])
+    assert torch.equal(x, kept)
     return faults
 
 
@@ -168,7 +170,6 @@ SICK = {
     "a detached part": (lambda: Then(before=lambda x: x + x.detach() ** 2), "a part of the model is detached", "warn"),
     "a wrong backward": (lambda: Then(before=lambda x: Straight.apply(x - 0.5)), "backward pass of its own", "warn"),
     "no_grad": (Without, "no gradient reaches the input: something in the model detaches it", "warn"),
-    "detached": (lambda: Then(before=torch.Tensor.detach), "no gradient reaches the input", "warn"),
     "argmax": (lambda: Then(after=lambda z: 3.0 * F.one_hot(z.argmax(1), 4)), "no gradient reaches", "warn"),
     "numpy": (lambda: Then(before=numpy_norm), "cannot be differentiated by its input: RuntimeError", "warn"),
     "a broken backward": (lambda: Then(before=Broken.apply), "input: TypeError: a mistake in a backward pass", "warn"),

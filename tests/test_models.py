@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from PIL import Image
 from torch import nn
 
 import harness
@@ -213,9 +214,29 @@ def test_timm_with_random_and_with_published_weights(folder, monkeypatch):
     source = load_source(load_study(study_of(folder, entry)).models[0], folder)
     assert source.preprocessing("pretrained") == Preprocessing((0.5,) * 3, (0.5,) * 3, (168,), 160, "bicubic")
     assert source.input_shape("pretrained") == source.shape == (3, 160, 160)
-    squashed = load_source(load_study(study_of(folder, "timm:vit_base_patch16_siglip_256")).models[0], folder)
-    size = timm.get_pretrained_cfg("vit_base_patch16_siglip_256")
-    assert len(squashed.preprocessing("pretrained").resize) == (2 if size.crop_mode == "squash" else 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "weights"),
+    [
+        ("torchvision:resnet18", "IMAGENET1K_V1"),
+        ("torchvision:vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
+        ("timm:test_vit", "pretrained"),
+        ("timm:coat_lite_medium_384", "pretrained"),  # which squashes
+    ],
+)
+def test_pictures_are_prepared_as_the_library_prepares_them(folder, source, weights):
+    library, _, name = source.partition(":")
+    if library == "timm":
+        config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        theirs = timm.data.create_transform(**config)
+    else:
+        theirs = torchvision.models.get_model_weights(name)[weights].transforms()
+    chance = np.random.default_rng(0)
+    ours = load_source(load_study(study_of(folder, source)).models[0], folder).preprocessing(weights)
+    for size in ((300, 500, 3), (401, 200, 3)):
+        picture = Image.fromarray(chance.integers(0, 256, size, dtype=np.uint8))
+        torch.testing.assert_close(ours(picture), theirs(picture), rtol=0, atol=1e-5)
 
 
 def test_timm_that_is_not_installed_says_how_to_install_it(folder, monkeypatch):

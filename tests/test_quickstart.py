@@ -1,5 +1,7 @@
 """What the quickstart must show, on the real network and digits. Slow: it runs the whole study."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
