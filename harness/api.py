@@ -92,6 +92,7 @@ def evaluate(
     seed: int = 0,
     build: Callable[[], nn.Module] | None = None,
     target: Target = "predicted",
+    background: Float[Tensor, "m ..."] | None = None,
     chunk: int = CHUNK,
     progress: Progress = silent,
 ) -> Results:
@@ -109,6 +110,7 @@ def evaluate(
         build: the model's constructor, for randomized twins; without it modules are re-drawn by their own
             `reset_parameters`, and the cells say so.
         target: the explained class: predicted, label, runner_up or an index.
+        background: samples that stand for the data, such as training samples, for methods that average over them.
         chunk: how many samples go through the model at once.
         progress: told what happens.
 
@@ -119,7 +121,7 @@ def evaluate(
     seed = index(seed)
     chosen = choose(METHODS, _listed(methods, "methods"), "methods")
     tests = choose(METRICS, _listed(metrics, "metrics"), "metrics")
-    subject = subject_of_tensors(model, x, y, space=space, seed=seed, build=build, target=target)
+    subject = subject_of_tensors(model, x, y, space=space, seed=seed, build=build, target=target, background=background)
     groups = plan([subject], chosen, tests, seed)
     store: Store = Memory()
     execute(groups, store, seed=seed, chunk=chunk, progress=progress)
@@ -135,6 +137,7 @@ def explain(
     method: str,
     space: InputSpace | None = None,
     seed: int = 0,
+    background: Float[Tensor, "m ..."] | None = None,
     chunk: int = CHUNK,
     **options: Any,
 ) -> Float[Tensor, "n ..."]:
@@ -147,6 +150,7 @@ def explain(
         method: a registered name.
         space: what the numbers in `x` mean, for baselines that are named in pixels.
         seed: of the method's noise.
+        background: samples that stand for the data, for methods that average over them.
         chunk: how many samples go through the model at once.
         options: of the method.
 
@@ -157,9 +161,11 @@ def explain(
     _positive("chunk", chunk)
     seed = index(seed)
     chosen = choose(METHODS, [{"method": method, **options}], "methods")
-    subject = subject_of_tensors(model, x, None, space=space, seed=seed, build=None, target=target)
+    subject = subject_of_tensors(
+        model, x, None, space=space, seed=seed, build=None, target=target, background=background
+    )
     groups = plan([subject], chosen, [], seed)
-    reason = lacking(subject, groups[0].explainer.method)
+    reason = lacking(subject, groups[0].explainer)
     if reason:
         raise NotApplicableError(reason)
     return torch.cat([group.case(seed=seed, chunk=chunk).maps for group in groups])

@@ -32,17 +32,17 @@ def applicability(subject: Subject, *, chunk: int, progress: Progress, methods: 
     names = list(methods) or [name for name, entry in METHODS.items() if entry.family != "control"]
     rows = []
     for position, group in enumerate(plan([subject], choose(METHODS, names, "methods"), [], 0)):
-        method = group.explainer.method
+        method, claim = group.explainer.method, group.explainer.conserves
         progress("methods", position / len(names), method.name)
-        row: dict[str, Any] = {"method": method.name, "claim": method.conserves or "", "residual": math.nan}
-        status, reason = "works", lacking(subject, method)
+        row: dict[str, Any] = {"method": method.name, "claim": claim or "", "residual": math.nan}
+        status, reason = "works", lacking(subject, group.explainer)
         try:
             case = group.case(seed=0, chunk=chunk)
             if reason:
                 status = "refused"
             elif not bool(case.maps.isfinite().all()):
                 status, reason = "fails", "the maps hold values that are not finite"
-            elif method.conserves:
+            elif claim:
                 row["residual"] = _residual(case)
         except NotApplicableError as error:
             status, reason = "refused", str(error)

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,9 +48,11 @@ class Source(ABC):
 
     Attributes:
         calibration: inputs to re-estimate batch-norm statistics with.
+        background: samples that stand for the data, for methods with `needs=("background",)`.
     """
 
     calibration: Float[Tensor, "m ..."]
+    background: Float[Tensor, "m ..."]
 
     @property
     @abstractmethod
@@ -73,6 +75,12 @@ class Explainer:
     method: Method
     options: Mapping[str, Any]
 
+    @property
+    def conserves(self) -> Literal["output", "difference"] | None:
+        """What the map sums to, as the method claims it with these options."""
+        defaults = {name: parameter.default for name, parameter in self.method.options.items()}
+        return self.method.conserves if self.method.conserves_if({**defaults, **self.options}) else None
+
     def maps(
         self,
         model: nn.Module,
@@ -83,6 +91,7 @@ class Explainer:
         seed: int,
         *,
         call: object = 0,
+        background: Float[Tensor, "m ..."] | None = None,
     ) -> Float[Tensor, "n ..."]:
         """The raw maps of one batch; everything the harness fills in is resolved here.
 
@@ -97,6 +106,8 @@ class Explainer:
             filled["draws"] = draws
         if "space" in self.method.parameters:
             filled["space"] = space
+        if "background" in self.method.parameters:
+            filled["background"] = background
         # A clone, because an in-place operation of the model would change the samples of everybody else.
         maps = self.method.function(model, x.clone(), target, **filled)
         one_channel = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
@@ -172,9 +183,11 @@ class Case:
         if len(x) != len(self.samples):
             raise ValueError(f"explain: expected one input for each of the {len(self.samples)} samples, got {len(x)}")
         target = self.target if target is None else target
+        background = self.source.background if "background" in self.explainer.method.needs else None
+        maps = partial(self.explainer.maps, call=call, background=background)
         with counted(model, self.passes):
             chunks = [
-                self.explainer.maps(model, x[part], target[part], self.space, self.samples[part], self.seed, call=call)
+                maps(model, x[part], target[part], self.space, self.samples[part], self.seed)
                 for part in self._chunks(len(x))
             ]
         return torch.cat(chunks)

@@ -57,6 +57,11 @@ def in_model(model: nn.Module) -> list[Finding]:
     """What is wrong with a model before anything goes through it."""
     wrapped = wrapping(model)
     found = [Finding(wrapped, "refuse")] if wrapped else []
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted and not wrapped:
+        outermost = [name for name in scripted if name.rpartition(".")[0] not in scripted]
+        remedy = "methods with backward rules refuse them; build the network from eager modules"
+        found.append(Finding(f"parts of the model are scripted ({_few(outermost)}): {remedy}", "warn"))
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         dropout = sum("Dropout" in type(module).__name__ for module in model.modules() if module.training)
@@ -79,6 +84,8 @@ def wrapping(model: nn.Module) -> str:
     for name, module in model.named_modules():
         kinds = [kind.__name__ for kind in type(module).__mro__]
         reason = next((WRAPPED[kind] for kind in kinds if kind in WRAPPED), "")
+        if name and "ScriptModule" in kinds:
+            continue
         if not reason and getattr(module, "_compiled_call_impl", None) is not None:
             reason = "compiled in place: rules cannot see into it; give a network on which compile() was not called"
         if any(map(is_lazy, module.parameters(recurse=False))):

@@ -12,7 +12,7 @@ import numpy as np
 from harness.digests import digest
 from harness.metrics.cascade import BatchNormPolicy, top_down
 from harness.metrics.preprocessing import reduce_channels
-from harness.plan import Group, numerics
+from harness.plan import Group, identity_of, numerics
 from harness.store import write_atomically
 
 
@@ -35,9 +35,7 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     """
     group = [replace(each, subject=each.subject.first(1)) for each in group]
     subject = group[0].subject
-    options = [
-        (g.explainer.method.name, g.explainer.method.version, sorted(g.explainer.options.items())) for g in group
-    ]
+    explainers = [identity_of(each.explainer, subject) for each in group]
     policy = policy_of(group[0])
     assert policy, "only groups with a parameter randomization have a cascade"
     where = (
@@ -48,7 +46,7 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
         subject.space,
         numerics(subject),
     )
-    key = digest(*where, options, list(labels), policy, seed)
+    key = digest(*where, explainers, list(labels), policy, seed)
     if path.exists() and read_cascade(path)[1] == key:
         return
     stages = ["trained", *(block.name for block in reversed(subject.source.blocks))]

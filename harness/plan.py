@@ -18,15 +18,20 @@ from harness.study import Chosen
 from harness.subjects import Subject
 from harness.types import InputError
 
-NEEDS: dict[str, Callable[[Subject, Method], str]] = {
-    "claim": lambda _, method: "" if method.conserves else "makes no completeness claim",
+NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
+    "claim": lambda _, explainer: "" if explainer.conserves else "makes no completeness claim",
     "partner": lambda subject, _: (
         "" if subject.source.train_partner else "the model has no recipe, so no partner trained on permuted labels"
+    ),
+    "background": lambda subject, _: (
+        ""
+        if subject.source.read_background
+        else "needs background samples: pass background=, a tensor of them, such as training data"
     ),
     "image": lambda subject, _: "" if subject.space.kind == "image" else f"needs images, got a {subject.space.kind}",
     "spatial": lambda subject, _: "" if SPATIAL_AXES[subject.space.kind] else "needs positions, got a table",
 }
-"""Name of a need -> why a subject and method lack it; empty if they do not."""
+"""Name of a need -> why a subject and explainer lack it; empty if they do not."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,18 @@ def plan(subjects: Sequence[Subject], methods: Sequence[Chosen], metrics: Sequen
     return groups
 
 
-def lacking(subject: Subject, method: Method, needs: tuple[str, ...] = ()) -> str:
+def lacking(subject: Subject, explainer: Explainer, needs: tuple[str, ...] = ()) -> str:
     """Why a method, and a metric with these needs, do not apply to a subject; empty if they do."""
-    reasons = (NEEDS[need](subject, method) for need in (*method.needs, *needs))
-    return next((f"{method.name}: {reason}" for reason in reasons if reason), "")
+    reasons = (NEEDS[need](subject, explainer) for need in (*explainer.method.needs, *needs))
+    return next((f"{explainer.method.name}: {reason}" for reason in reasons if reason), "")
+
+
+def identity_of(explainer: Explainer, subject: Subject) -> tuple[object, ...]:
+    """What maps depend on besides the model, the samples, the seed and the numerics."""
+    method = explainer.method
+    # Appended and not always there, so that the keys of all others stay what they were.
+    background = (subject.source.background_contents,) if "background" in method.needs else ()
+    return (method.name, method.version, sorted(explainer.options.items()), *background)
 
 
 def numerics(subject: Subject) -> tuple[str, str, str, str]:
@@ -137,14 +150,14 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
         block.contents,
         block.target,
         block.space,
-        (explainer.method.name, explainer.method.version, sorted(explainer.options.items())),
+        identity_of(explainer, block),
         (metric.entry.name, metric.entry.version, sorted(options.items())),
         seed,
         numerics(block),
     )
     cell = Cell(key, block.label, block.source.model_seed, block.dataset, method.label, metric.label, index)
     code = code_hash(explainer.method.function, metric.entry.function)
-    return Task(cell, metric.entry, options, lacking(block, explainer.method, metric.entry.needs), code)
+    return Task(cell, metric.entry, options, lacking(block, explainer, metric.entry.needs), code)
 
 
 def _named(chosen: Chosen, space: InputSpace) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class Method(Entry):
         cite: a key of references.bib, empty for controls.
         conserves: what the map sums to by the method's own claim: the explained output, the output's
             difference to the baseline's, or nothing.
+        conserves_if: whether the method claims that with these options (all of them, defaults included).
         stochastic: whether a new call gives a new map.
         expected: for controls, the verdict that each named metric must reach.
     """
@@ -122,6 +123,7 @@ class Method(Entry):
     conserves: Literal["output", "difference"] | None = None
     stochastic: bool = False
     expected: Mapping[str, str] = field(default_factory=dict)
+    conserves_if: Callable[[Mapping[str, Any]], bool] = lambda _: True
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ def method(
     cite: str = "",
     version: int = 1,
     conserves: Literal["output", "difference"] | None = None,
+    conserves_if: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     stochastic: bool = False,
     needs: tuple[str, ...] = (),
     expected: Mapping[str, str] | None = None,
@@ -224,9 +227,12 @@ def method(
     """Register `f(model, x, target, *, <options>) -> maps` under its own name; see `Method` for the claims."""
 
     def register(function: F) -> F:
-        entry = Method(function.__name__, function, family, version, needs, cite, conserves, stochastic, expected or {})
+        claims = (cite, conserves, stochastic, expected or {}, conserves_if)
+        entry = Method(function.__name__, function, family, version, needs, *claims)
         if stochastic != ("draws" in entry.parameters):
             raise TypeError(f"{entry.name}: stochastic={stochastic}, but an option 'draws' says otherwise")
+        if ("background" in needs) != ("background" in entry.parameters):
+            raise TypeError(f"{entry.name}: needs={needs}, but an option 'background' says otherwise")
         METHODS.add(entry)
         return function
 

@@ -111,6 +111,20 @@ class InputSpace:
             raise InputError(f"expected x of shape [n,c,h,w], [n,c,t] or [n,f], got {list(x.shape)}")
         return cls(kinds[x.ndim])
 
+    def bounds(self, x: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """The lowest and the highest valid input of each channel, in the units of the model's input.
+
+        Raises:
+            InputError: nothing is declared.
+        """
+        if self.mean is None:
+            raise InputError(
+                "the range of the input is not declared: InputSpace(kind, mean=..., std=..., low=..., high=...)"
+            )
+        mean, std = self._per_channel(self.mean, x), self._per_channel(self.std, x)
+        low, high = ((self._per_channel(end, x) - mean) / std for end in (self.low, self.high))
+        return low, high
+
     @property
     def default_fill(self) -> str:
         """The fill and baseline that is taken where none is named."""

@@ -156,6 +156,7 @@ def subject_of_tensors(
     seed: int,
     build: Callable[[], nn.Module] | None,
     target: Target | Int[Tensor, " n"],
+    background: Float[Tensor, "m ..."] | None = None,
 ) -> Subject:
     """The subject of somebody who has a model and a batch of samples in Python.
 
@@ -185,6 +186,9 @@ def subject_of_tensors(
     labels = None if given is None else _labels(given, len(x))
     data = of_tensors("tensors", x, labels, space, ids=ids)
     source = LoadedModel(model, build, seed, x[:1], lambda: x)
+    if background is not None:
+        samples = _background(background, x)
+        source.read_background = lambda: samples
     return _checked_subject(type(model).__name__, source, data, DataEntry(source="tensors"), policy, silent)
 
 
@@ -306,6 +310,27 @@ def _labels(y: Int[Tensor, " labels"] | Sequence[int | float], count: int) -> In
     if labels.shape != (count,):
         raise InputError(f"expected y of shape [{count}], got {list(labels.shape)}")
     return labels.long()
+
+
+def _background(background: object, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+    """Background samples that were given in Python.
+
+    Raises:
+        InputError: there are none, they hold NaN or infinite values, or they are not of the kind of `x`.
+    """
+    if not isinstance(background, Tensor) or background.ndim == 0 or len(background) == 0:
+        raise InputError("expected background as a tensor of at least one sample")
+    ours, theirs = ((list(each.shape[1:]), each.dtype, str(each.device)) for each in (x, background))
+    if ours != theirs:
+        raise InputError(f"expected background samples like those in x, {_described(ours)}, got {_described(theirs)}")
+    if not background.isfinite().all():
+        raise InputError("background holds NaN or infinite values")
+    return background.detach()
+
+
+def _described(kind: tuple[list[int], torch.dtype, str]) -> str:
+    shape, dtype, device = kind
+    return f"{dtype} of shape {shape} on {device}"
 
 
 def _batches(order: Sequence[int], count: int, found: list[int]) -> Iterator[Sequence[int]]:

@@ -18,6 +18,9 @@ Mode = Literal["top_down", "bottom_up", "independent", "full", "most_first", "le
 Count = Annotated[int, Field(ge=1)]
 """An option that must be at least 1."""
 
+NonNegative = Annotated[int, Field(ge=0)]
+"""An option that must be at least 0."""
+
 
 class NotApplicableError(Exception):
     """The method or metric makes no claim here; the message is the recorded reason. Not a failure."""

@@ -1,189 +1,212 @@
-"""Interception of operators: a rule follows what the model computes, not how it is packaged.
+"""What a model computes: the operators and their families, and one call of one.
 
-`Rules` is active during a forward pass. It sees every functional call, whichever module made it, gives each
-rectifier its rule, and leaves the forward values as they are. `prove_coverage` then reads the recorded autograd
-graph: an operator that neither a rule made nor is linear or structural is refused by name, so that nothing is
-silently treated as if it were not there.
+A rule follows what is computed, not how it is packaged: `F.relu`, `nn.ReLU`, `Tensor.relu_` and `clamp(min=0)` are
+calls of rectifiers, whichever module makes them.
 """
 
-from collections.abc import Callable
-from math import inf
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from harness.types import NotApplicableError
-
-Rule = Callable[[Float[Tensor, "*s"], Bool[Tensor, "*s"]], Float[Tensor, "*s"]]
-"""(gradient at the output, where the forward pass was not cut off) -> gradient at the input."""
-
-
-def _relu(x: Tensor, inplace: bool = False) -> tuple[Tensor, float, float, bool]:
-    return x, 0.0, inf, inplace
-
-
-def _relu_(x: Tensor) -> tuple[Tensor, float, float, bool]:
-    return x, 0.0, inf, True
-
-
-def _relu6(x: Tensor, inplace: bool = False) -> tuple[Tensor, float, float, bool]:
-    return x, 0.0, 6.0, inplace
-
-
-def _hardtanh(
-    x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> tuple[Tensor, float, float, bool]:
-    return x, float(min_val), float(max_val), inplace
-
-
-def _hardtanh_(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> tuple[Tensor, float, float, bool]:
-    return x, float(min_val), float(max_val), True
-
-
-RECTIFIERS: dict[Callable[..., Any], Callable[..., tuple[Tensor, float, float, bool]]] = {
-    torch.relu: _relu,
-    torch.relu_: _relu_,
-    torch.Tensor.relu: _relu,
-    torch.Tensor.relu_: _relu_,
-    F.relu: _relu,
-    F.relu_: _relu_,
-    F.relu6: _relu6,
-    F.hardtanh: _hardtanh,
-    F.hardtanh_: _hardtanh_,
+FAMILIES = {
+    name: family
+    for family, names in {
+        "dense": "linear",
+        "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "matmul": "matmul mm bmm mv einsum",
+        "activation": """relu relu6 hardtanh clamp clamp_min clamp_max threshold maximum minimum leaky_relu prelu elu
+            selu celu gelu silu mish hardswish softplus sigmoid hardsigmoid logsigmoid tanh softsign tanhshrink
+            hardshrink softshrink""",
+        "product": "mul",
+        "quotient": "div",
+        "batch_norm": "batch_norm",
+        "normalization": "layer_norm group_norm instance_norm rms_norm",
+        "softmax": "softmax log_softmax",
+        "maximum": """max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
+            max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d""",
+        "index": "getitem gather index_select take_along_dim masked_fill",
+        "sum": "add sub rsub",
+        "elementwise": "exp log sqrt rsqrt reciprocal pow square sin cos erf",
+        "norm": "linalg_vector_norm norm var std var_mean",
+    }.items()
+    for name in names.split()
 }
-"""Function -> what reads its arguments: the tensor, the lower and upper bound, whether it writes in place."""
+"""Operator -> family. What is not listed runs as it is, and is refused if the graph shows more than a sum in it."""
+
+STRUCTURE = frozenset(
+    """
+    view reshape permute transpose t flatten unflatten squeeze unsqueeze expand expand_as broadcast_to contiguous clone
+    to float double half bfloat16 type_as type chunk split tensor_split unbind getitem narrow select roll flip repeat
+    repeat_interleave tile movedim moveaxis swapaxes swapdims dropout pad unfold pixel_shuffle pixel_unshuffle
+    channel_shuffle get
+    """.split()
+)
+"""Operators that only move numbers about, so that what is known of a tensor holds for the result."""
 
 TRANSPARENT = frozenset(
     """
     AccumulateGrad AddBackward0 SubBackward0 RsubBackward0 RsubBackward1 NegBackward0 SumBackward0 SumBackward1
-    MeanBackward0 MeanBackward1 CumsumBackward0 NativeBatchNormBackward0 CudnnBatchNormBackward0
-    AvgPool2DBackward0 AvgPool3DBackward0 AdaptiveAvgPool2DBackward0 AdaptiveAvgPool3DBackward0
-    MaxPool2DWithIndicesBackward0 MaxPool3DWithIndicesBackward0 AdaptiveMaxPool2DBackward0
-    ViewBackward0 UnsafeViewBackward0 ReshapeAliasBackward0 PermuteBackward0 TransposeBackward0 TBackward0
-    ExpandBackward0 SqueezeBackward0 SqueezeBackward1 SqueezeBackward2 UnsqueezeBackward0 SliceBackward0
-    SelectBackward0 IndexBackward0 CatBackward0 StackBackward0 SplitBackward0 SplitWithSizesBackward0
-    UnbindBackward0 CloneBackward0 CopyBackwards AliasBackward0 GatherBackward0 ToCopyBackward0 UnfoldBackward0
-    RollBackward0 FlipBackward0 RepeatBackward0 ConstantPadNdBackward0 ReflectionPad1DBackward0
+    MeanBackward0 MeanBackward1 CumsumBackward0 AvgPool2DBackward0 AvgPool3DBackward0 AdaptiveAvgPool2DBackward0
+    AdaptiveAvgPool3DBackward0 ViewBackward0 UnsafeViewBackward0 ReshapeAliasBackward0 PermuteBackward0
+    TransposeBackward0 TBackward0 ExpandBackward0 SqueezeBackward0 SqueezeBackward1 SqueezeBackward2
+    UnsqueezeBackward0 SliceBackward0 SelectBackward0 CatBackward0 StackBackward0 SplitBackward0
+    SplitWithSizesBackward0 UnbindBackward0 CloneBackward0 CopyBackwards AliasBackward0 ToCopyBackward0
+    UnfoldBackward0 RollBackward0 FlipBackward0 RepeatBackward0 ConstantPadNdBackward0 ReflectionPad1DBackward0
     ReflectionPad2DBackward0 ReplicationPad1DBackward0 ReplicationPad2DBackward0 UpsampleLinear1DBackward0
-    UpsampleNearest2DBackward0 UpsampleBilinear2DBackward0
+    UpsampleNearest1DBackward0 UpsampleNearest2DBackward0 UpsampleBilinear2DBackward0 PixelShuffleBackward0
+    PixelUnshuffleBackward0 AsStridedBackward0 AsStridedBackward1
     """.split()
 )
-"""Autograd nodes that are linear, structural or pick a winner: their own backward pass is the right one.
+"""Autograd nodes that add or move numbers: their own backward pass is the right one, whoever made them.
 
 `CopySlices` is not among them: an in-place operation on a view hides inside it.
 """
 
-FACTORS = {
-    "AddmmBackward0": (1, 2),
-    "MmBackward0": (0, 1),
-    "MvBackward0": (0, 1),
-    "ConvolutionBackward0": (0, 1),
+_ALIASES = {
+    "multiply": "mul",
+    "imul": "mul",
+    "rmul": "mul",
+    "divide": "div",
+    "true_divide": "div",
+    "truediv": "div",
+    "itruediv": "div",
+    "idiv": "div",
+    "clip": "clamp",
+    "concat": "cat",
+    "concatenate": "cat",
 }
-"""Products that are linear while only one of these two arguments depends on the input."""
-
-SCALES = {"MulBackward0": ("_saved_other", "_saved_self"), "DivBackward0": ("_saved_other",)}
-"""Where a product or quotient keeps the constant, for each argument that may depend on the input."""
-
-
-class _Rectify(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float, rule: Rule) -> Tensor:
-        ctx.save_for_backward((x > low) & (x < high))
-        ctx.rule = rule
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (passed,) = ctx.saved_tensors
-        return ctx.rule(gradients[0], passed), None, None, None
-
-
-class Rules(TorchFunctionMode):
-    """While active, every rectifier that bounds from below at zero propagates gradients by `rule`."""
-
-    def __init__(self, rule: Rule) -> None:
-        super().__init__()
-        self.rule = rule
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Replace a rectifier by its ruled form; pass everything else on."""
-        kwargs = kwargs or {}
-        read = RECTIFIERS.get(func)
-        if read is None:
-            return func(*args, **kwargs)
-        if "input" in kwargs:
-            args, kwargs = (kwargs["input"], *args), {k: v for k, v in kwargs.items() if k != "input"}
-        x, low, high, inplace = read(*args, **kwargs)
-        if low != 0:
-            return func(*args, **kwargs)
-        y = _Rectify.apply(x, low, high, self.rule)
-        # In place means that every alias of x sees the result: a new tensor would change the forward pass.
-        return x.copy_(y) if inplace else y
-
-
-def prove_coverage(
-    output: Float[Tensor, "n classes"], leaf: Float[Tensor, "n ..."], model: nn.Module, name: str
-) -> None:
-    """Check that between `leaf` and `output` there is nothing but ruled and transparent operators.
-
-    What the graph cannot show stays unseen: a rectifier made of a maximum pool, or of indexing with a mask that
-    was computed from the values, looks like a structural operator.
-
-    Raises:
-        NotApplicableError: an operator has no rule; the message names the method and the operators.
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow")
+VALUE_FREE = frozenset(
     """
-    nodes = _nodes_between(output, leaf)
-    constants = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    strangers = sorted({_name(node) for node in nodes if not _is_covered(node, nodes, constants)})
-    if strangers:
-        raise NotApplicableError(
-            f"{name} has no rule for: {', '.join(strangers)} (operators that this model puts between input and output)"
+    size dim numel stride nelement ndimension element_size is_contiguous get_device zeros_like ones_like empty_like
+    full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor
+    """.split()
+)
+"""Operators whose result does not depend on the values of the tensor."""
+PERHAPS_NOTHING = frozenset("get dropout feature_dropout alpha_dropout contiguous to float double".split())
+_OVERRIDES = {f"has_torch_function{end}": lambda *_: False for end in ("", "_unary", "_variadic")}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator by the model."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    inplace: bool
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call":
+        """The call with the operator's plain name and its first argument in front."""
+        spelled = function.__name__.partition(".")[0]
+        bare = spelled.strip("_")
+        if "input" in kwargs and not args:
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        inplace = (spelled.endswith("_") and not spelled.endswith("__")) or bare in _IN_PLACE
+        return cls(_ALIASES.get(bare, bare), function, args, kwargs, inplace)
+
+    def split(self, *names: str) -> tuple[list[Any], tuple[Any, ...], dict[str, Any]]:
+        """The arguments of these names, given by position or by keyword, and the others."""
+        kwargs = dict(self.kwargs)
+        found = [*self.args[: len(names)]]
+        found += [kwargs.pop(name, None) for name in names[len(found) :]]
+        return found, self.args[len(names) :], kwargs
+
+    def on(self, *first: Any) -> Any:
+        """The operator on other first arguments, into a new tensor."""
+        return replace(self, args=(*first, *self.args[len(first) :])).aside().run()
+
+    def run(self) -> Any:
+        """The operator on its arguments."""
+        return self.function(*self.args, **self.kwargs)
+
+    def aside(self) -> "Call":
+        """The same call into a new tensor, where this one writes in place."""
+
+        def function(first: Tensor, *rest: Any, **kwargs: Any) -> Any:
+            return self.function(first.clone(), *rest, **kwargs)
+
+        return replace(self, function=function, inplace=False) if self.inplace else self
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Call":
+        """The same call with other tensors."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value)
+            return type(value)(map(changed, value)) if type(value) in (tuple, list) else value
+
+        return replace(
+            self, args=changed(self.args), kwargs={key: changed(value) for key, value in self.kwargs.items()}
         )
 
-
-def _is_covered(node: Any, nodes: set[Any], constants: set[int]) -> bool:
-    name = _name(node)
-    dependent = [index for index, (parent, _) in enumerate(node.next_functions) if parent in nodes]
-    if name in FACTORS:
-        return not set(FACTORS[name]) <= set(dependent)
-    if name in SCALES:
-        # A number, parameter or buffer scales; anything else may be a mask, and then this is a home-made ReLU.
-        if len(dependent) != 1 or dependent[0] >= len(SCALES[name]):
-            return False
-        constant = getattr(node, SCALES[name][dependent[0]])
-        return constant.ndim == 0 or constant.untyped_storage().data_ptr() in constants
-    batch_statistics = name.endswith("BatchNormBackward0") and node._saved_training
-    return name == "_RectifyBackward" or (name in TRANSPARENT and not batch_statistics)
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        return list(tensors_in((self.args, tuple(self.kwargs.values()))))
 
 
-def _name(node: Any) -> str:
-    return str(node.name().rpartition("::")[2])
+@cache
+def opened(function: FunctionType) -> Callable[..., Any]:
+    """The same function, written in Python, with its check for an override switched off.
+
+    With the check it would hand itself over for ever; without it, the operators inside are seen one by one.
+    """
+    body = FunctionType(
+        function.__code__,
+        {**function.__globals__, **_OVERRIDES},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
 
 
-def _nodes_between(output: Tensor, leaf: Tensor) -> set[Any]:
-    """The autograd nodes on some path from `output` to `leaf`."""
-    consumers: dict[Any, list[Any]] = {output.grad_fn: []}
-    stack: list[Any] = [output.grad_fn]
-    starts: list[Any] = []
-    while stack:
-        node = stack.pop()
-        if getattr(node, "variable", None) is leaf:
-            starts.append(node)
-        for parent, _ in node.next_functions if node else ():
-            if parent is not None:
-                if parent not in consumers:
-                    consumers[parent] = []
-                    stack.append(parent)
-                consumers[parent].append(node)
-    reached, stack = set(starts), starts
-    while stack:
-        fresh = [node for node in consumers[stack.pop()] if node not in reached]
-        reached.update(fresh)
-        stack.extend(fresh)
-    return reached
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        masked = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if masked else scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
+def _added_product(input: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:  # noqa: A002
+    return input * beta + left @ right * alpha
+
+
+DECOMPOSED: dict[str, Callable[..., Tensor]] = {
+    "scaled_dot_product_attention": _attention,
+    "addmm": _added_product,
+    "baddbmm": _added_product,
+}
+"""Operators that bundle others, written out."""
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value, in tuples and lists too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from tensors_in(each)

@@ -30,7 +30,7 @@ def completeness(case: Case, *, floor: float = 1e-3) -> Iterator[Score]:
     """
     output = case.logits(case.x).gather(1, case.target[:, None])[:, 0].double()
     scale, claim = output.abs(), output
-    if case.explainer.method.conserves == "difference":
+    if case.explainer.conserves == "difference":
         if case.baseline is None:
             raise NotApplicableError(f"{case.explainer.method.name} claims a difference but has no baseline")
         reference = case.logits(case.baseline).gather(1, case.target[:, None])[:, 0].double()

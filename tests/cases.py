@@ -9,6 +9,7 @@ from torch import nn
 from harness.case import Case, Explainer
 from harness.catalogue import METHODS, METRICS
 from harness.models.loaded import LoadedModel
+from harness.networks import VisionTransformer
 from harness.rows import rows_of
 from harness.space import InputSpace
 
@@ -86,6 +87,28 @@ def _gelu():
     return nn.Sequential(nn.Conv2d(2, 6, 3), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4))
 
 
+def _tanh():
+    return nn.Sequential(nn.Conv2d(2, 6, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6 * 5 * 5, 4))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: channels are scaled by a sigmoid of their means."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.squeeze, self.excite = nn.Conv2d(2, 6, 3), nn.Linear(6, 3), nn.Linear(3, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = F.silu(self.stem(x))
+        gate = self.excite(F.relu(self.squeeze(x.mean((2, 3))))).sigmoid()
+        return self.head((x * gate[:, :, None, None]).mean((2, 3)))
+
+
+def _vit():
+    return VisionTransformer((2, 12, 12), 4, patch=4, width=12, depth=2, heads=2)
+
+
 def _signal():
     return nn.Sequential(nn.Conv1d(2, 6, 5), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(6 * 10, 4))
 
@@ -99,6 +122,9 @@ SHAPES = {
     "functional": (Functional, (2, 12, 12)),
     "in_place": (InPlace, (2, 12, 12)),
     "gelu": (_gelu, (2, 12, 12)),
+    "tanh": (_tanh, (2, 12, 12)),
+    "gated": (Gated, (2, 12, 12)),
+    "vit": (_vit, (2, 12, 12)),
     "signal": (_signal, (2, 24)),
     "table": (_table, (9,)),
 }

@@ -22,3 +22,10 @@ def linear_image():
     x = torch.randn(7, 2, 6, 6, generator=generator, dtype=torch.float64)
     model = Linear(weight, torch.randn(5, generator=generator, dtype=torch.float64)).eval()
     return model, weight.view(5, 2, 6, 6), x, torch.arange(7) % 5
+
+
+@pytest.fixture
+def mlp_batch():
+    """Inputs of `relu_mlp()` and their targets."""
+    x = torch.randn(10, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return x, torch.arange(10) % 5

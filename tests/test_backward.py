@@ -1,4 +1,4 @@
-"""Guided backprop and DeconvNet against literal twins, other libraries, and every way to write a rectifier."""
+"""Guided backprop and DeconvNet against literal twins, other libraries, and every way to write an activation."""
 
 from functools import partial
 
@@ -11,10 +11,10 @@ import zennit.composites
 from torch import Tensor, nn
 
 from cases import Linear, network, relu_mlp
-from harness.methods.backward import _deconvnet_rule, _guided_rule, deconvnet, guided_backprop
+from harness.methods.backward import deconvnet, guided_backprop
+from harness.methods.composites import DECONVNET, GUIDED
 from harness.methods.gradients import gradient
-from harness.methods.operators import Rules
-from harness.types import NotApplicableError
+from harness.methods.propagation import Propagation
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -57,12 +57,6 @@ def literal_cnn(model, x, target, rule):
 
 def assert_differs(maps, others):
     assert (maps - others).norm() > 0.05 * others.norm()
-
-
-@pytest.fixture
-def mlp_batch():
-    """Inputs of `relu_mlp()` and their targets."""
-    return normal(10, 20), torch.arange(10) % 5
 
 
 @both
@@ -118,7 +112,66 @@ SPELLINGS = {
     "F.hardtanh by keyword": (lambda z: F.hardtanh(z, min_val=0.0, max_val=6.0), 6),
     "F.hardtanh in place": (lambda z: F.hardtanh(z, 0.0, 6.0, inplace=True), 6),
     "F.hardtanh_": (lambda z: F.hardtanh_(z, 0.0, 6.0), 6),
+    "aten": (torch.ops.aten.relu, torch.inf),
+    "aten overload": (torch.ops.aten.relu.default, torch.inf),
+    "clamp": (lambda z: z.clamp(min=0), torch.inf),
+    "clamp on both sides": (lambda z: torch.clamp(z, 0, 6), 6),
+    "clamp in place": (lambda z: z.clamp_(0), torch.inf),
+    "clamp_min": (lambda z: torch.clamp_min(z, 0), torch.inf),
+    "maximum": (lambda z: torch.maximum(z, torch.zeros_like(z)), torch.inf),
+    "threshold": (lambda z: F.threshold(z, 0, 0), torch.inf),
+    "in place on a view": (lambda z: _clamped_view(z), torch.inf),
+    "part by part": (lambda z: _clamped_halves(z), torch.inf),
 }
+
+
+def _clamped_view(z):
+    z[:, :].clamp_(min=0)
+    return z
+
+
+def _clamped_halves(z):
+    z[:, ::2] = z[:, ::2].relu()
+    z[:, 1::2] = z[:, 1::2].relu()
+    return z
+
+
+SMOOTH = {
+    "nn.GELU": nn.GELU(),
+    "F.gelu by tanh": partial(F.gelu, approximate="tanh"),
+    "F.silu": F.silu,
+    "F.silu in place": partial(F.silu, inplace=True),
+    "nn.Hardswish": nn.Hardswish(),
+    "F.leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
+    "nn.ELU": nn.ELU(),
+    "F.softplus": F.softplus,
+    "Tensor.tanh": Tensor.tanh,
+    "torch.sigmoid": torch.sigmoid,
+    "nn.Hardsigmoid": nn.Hardsigmoid(),
+    "clamp on both sides of zero": lambda z: z.clamp(-1, 1),
+}
+
+
+@pytest.mark.parametrize("activation", SMOOTH.values(), ids=SMOOTH.keys())
+def test_guided_backprop_keeps_the_derivative_of_other_activations(activation, mlp_batch):
+    model, (x, target) = spelled(activation), mlp_batch
+    layers = list(model.layers)
+    slopes, a = [], x
+    for layer in layers[:-1]:
+        z = layer(a).detach().requires_grad_()
+        a = activation(z.clone())
+        slopes.append(torch.autograd.grad(a.sum(), z)[0])
+        a = a.detach()
+    relevance = layers[-1].weight[target]
+    for layer, slope in zip(layers[-2::-1], slopes[::-1], strict=True):
+        relevance = (relevance.clamp(min=0) * slope) @ layer.weight
+    torch.testing.assert_close(guided_backprop(model, x, target), relevance.detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["nn.GELU", "F.silu in place", "F.leaky_relu", "F.softplus"])
+def test_deconvnet_takes_smooth_rectifiers_for_rectifiers(name, mlp_batch):
+    model, (x, target) = spelled(SMOOTH[name]), mlp_batch
+    torch.testing.assert_close(deconvnet(model, x, target), literal_mlp(model, x, target, RULES[deconvnet]), **CLOSE)
 
 
 @both
@@ -255,15 +308,16 @@ def test_equals_another_interception_on_torchvision_networks(explain, name, monk
     torch.testing.assert_close(maps / expected.norm(), expected / expected.norm(), **CLOSE)
 
 
-@pytest.mark.parametrize("rule", [_guided_rule, _deconvnet_rule])
+@pytest.mark.parametrize("rules", [GUIDED, DECONVNET])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["modules", "functional", "in_place", "signal", "table"])
-def test_the_forward_pass_keeps_its_values_to_the_last_bit(name, dtype, rule):
+def test_the_forward_pass_keeps_its_values_to_the_last_bit(name, dtype, rules):
     model, x, _ = network(name, dtype)
     x = 10 * x - 5
     plain = model(x.clone())
-    with Rules(rule):
-        ruled = model(x.clone())
+    leaf = x.clone().requires_grad_().clone()
+    with Propagation(rules, leaf):
+        ruled = model(leaf).detach()
     torch.testing.assert_close(ruled, plain, rtol=0, atol=0)
 
 
@@ -286,95 +340,6 @@ def test_a_first_rectifier_in_place_leaves_the_input_as_it_was(explain):
     assert torch.equal(x, before)
     model.relu.inplace = False
     torch.testing.assert_close(maps, explain(model, x, target), rtol=0, atol=0)
-
-
-class Failing(nn.Module):
-    def forward(self, x):
-        raise RuntimeError("broken on purpose")
-
-
-@both
-@pytest.mark.parametrize(("last", "error"), [(Failing(), RuntimeError), (nn.GELU(), NotApplicableError)])
-def test_an_exception_leaves_no_rule_and_no_hook_behind(explain, last, error, mlp_batch):
-    model, (x, target) = nn.Sequential(relu_mlp(), last), mlp_batch
-    with pytest.raises(error, match=r"broken on purpose|GeluBackward0"):
-        explain(model, x, target)
-    assert F.relu(x.clone().requires_grad_()).grad_fn.name() == "ReluBackward0"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    assert not any(getattr(module, kind) for module in model.modules() for kind in hooks)
-
-
-class OwnReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * (ctx.saved_tensors[0] > 0)
-
-
-def clamped_view(z):
-    z = z.clone()
-    z[:, :].clamp_(min=0)
-    return z
-
-
-STRANGERS = {
-    "where": (lambda z: torch.where(z > 0, z, 0.0), "WhereBackward0"),
-    "maximum": (lambda z: torch.maximum(z, torch.zeros_like(z)), "MaximumBackward0"),
-    "clamp": (lambda z: z.clamp(min=0), "ClampBackward1"),
-    "clamp_min": (lambda z: torch.clamp_min(z, 0), "ClampMinBackward0"),
-    "threshold": (lambda z: F.threshold(z, 0, 0), "ThresholdBackward0"),
-    "product": (lambda z: z * (z > 0), "MulBackward0"),
-    "masked_fill": (lambda z: z.masked_fill(z < 0, 0), "MaskedFillBackward0"),
-    "absolute": (lambda z: z + z.abs(), "AbsBackward0"),
-    "custom function": (OwnReLU.apply, "OwnReLUBackward"),
-    "aten": (torch.ops.aten.relu, "ReluBackward0"),
-    "GELU": (F.gelu, "GeluBackward0"),
-    "hardtanh": (F.hardtanh, "HardtanhBackward0"),
-    "leaky ReLU": (F.leaky_relu, "LeakyReluBackward0"),
-    "softmax": (lambda z: z.softmax(1), "SoftmaxBackward0"),
-    "in place on a view": (clamped_view, "CopySlices"),
-    "product of inputs": (lambda z: z @ (z.T @ z), "MmBackward0"),
-    "square": (lambda z: z * z, "MulBackward0"),
-    "reciprocal": (lambda z: 1 / (z * z + 1), "(DivBackward0|MulBackward0)"),
-    "batch statistics": (lambda z: F.instance_norm(z[:, None])[:, 0], "NativeBatchNormBackward0"),
-}
-
-
-@both
-@pytest.mark.parametrize(("activation", "operator"), STRANGERS.values(), ids=STRANGERS.keys())
-def test_refuses_an_operator_without_a_rule_by_name(explain, activation, operator, mlp_batch):
-    with pytest.raises(NotApplicableError, match=f"{explain.__name__} has no rule for: (.*, )?{operator}"):
-        explain(spelled(activation), *mlp_batch)
-
-
-@both
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-def test_refuses_a_scripted_part_also_once_it_is_optimized(explain, mlp_batch):
-    model = spelled(torch.jit.script(nn.Sequential(nn.ReLU())))
-    for _ in range(3):
-        with pytest.raises(NotApplicableError, match=r"has no rule for: .*(ReluBackward0|DifferentiableGraphBackward)"):
-            explain(model, *mlp_batch)
-
-
-@both
-def test_an_operator_beside_the_path_from_the_input_is_no_stranger(explain, linear_image):
-    linear, weight, x, target = linear_image
-
-    class Positional(nn.Module):
-        """Adds a bias that is computed by operators without rules, but not from the input."""
-
-        def __init__(self):
-            super().__init__()
-            self.position = nn.Parameter(torch.ones(5).double())
-
-        def forward(self, x):
-            return Linear(linear.weight)(x) + F.gelu(self.position.exp())
-
-    torch.testing.assert_close(explain(Positional(), x, target), weight[target], **CLOSE)
 
 
 @both

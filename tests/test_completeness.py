@@ -1,10 +1,15 @@
 """Completeness: exact where theory says so, the right residual where it is known, silent without a claim."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import harness
 from cases import Linear, case_of, relu_mlp, rows, values
+from harness import METHODS
+from harness.case import Explainer
+from harness.doctor import doctor
 
 
 def batch(n=8):
@@ -80,3 +85,26 @@ def test_who_claims_nothing_is_not_applicable_and_has_not_failed():
     assert states.loc["integrated_gradients", "status"] == "done"
     assert results.failures.empty
     assert set(results.records["method"]) == {"integrated_gradients"}
+
+
+def test_a_claim_that_depends_on_options_is_tested_only_where_it_is_made():
+    x, _ = batch()
+    methods = [
+        {"method": "integrated_gradients", "name": str(factor), "input_factor": factor} for factor in (True, False)
+    ]
+    states = harness.evaluate(relu_mlp(), x, methods=methods, metrics=["completeness"]).cells.set_index("method")
+    assert states.loc["True", "status"] == "done"
+    assert states.loc["False", "status"] == "not_applicable"
+    assert states.loc["False", "reason"] == "integrated_gradients: makes no completeness claim"
+    integrated = METHODS["integrated_gradients"]
+    assert Explainer(integrated, {}).conserves == integrated.conserves == "difference"
+    assert Explainer(integrated, {"input_factor": False}).conserves is None
+
+
+def test_the_table_of_what_applies_shows_no_claim_that_the_options_do_not_make(monkeypatch):
+    silent = replace(METHODS["input_x_gradient"], conserves_if=lambda options: False)
+    monkeypatch.setitem(METHODS._entries, "input_x_gradient", silent)
+    rows = doctor(relu_mlp(), batch()[0]).methods.set_index("method")
+    assert rows.loc["input_x_gradient", "claim"] == ""
+    assert rows.loc["input_x_gradient", ["residual"]].isna().all()
+    assert rows.loc["integrated_gradients", "claim"] == "difference"

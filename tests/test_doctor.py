@@ -331,7 +331,7 @@ def test_there_is_a_row_for_each_method_and_the_residual_is_that_of_completeness
             assert row["residual"] == pytest.approx(np.median(values), rel=1e-9, abs=1e-15)
         else:
             assert np.isnan(row["residual"])
-    why = {"table": ("grad_cam", "needs positions, got a table"), "gelu": ("guided_backprop", "has no rule for: Gelu")}
+    why = {"table": ("grad_cam", "needs positions, got a table")}
     if name in why:
         assert rows.loc[why[name][0], "reason"].startswith(why[name][1])
 

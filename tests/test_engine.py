@@ -92,7 +92,7 @@ def test_cells_record_what_they_cost_and_what_they_depend_on(undisturbed):
     assert (flipping["forward"], flipping["backward"]) == (6 * (2 + 3 * 7), 0)
     integrated = cells.loc["integrated_gradients", "completeness"]
     assert (integrated["maps_forward"], integrated["forward"]) == (6 * 6, 12)
-    assert integrated["method_options"] == {"baseline": "black", "steps": 6}
+    assert integrated["method_options"] == {"baseline": "black", "steps": 6, "input_factor": True}
     assert integrated["chunk"] == 64
     assert integrated["twins"] == "twins by constructor"
 

@@ -121,6 +121,12 @@ def batch_statistics():
     return nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten(), nn.Linear(288, 3)).eval()
 
 
+def scripted_part():
+    model = modules()
+    model[2] = torch.jit.script(nn.Sequential(nn.ReLU()))
+    return model.eval()
+
+
 def traced():
     model, x, _ = network("modules")
     return torch.jit.trace(model, x)
@@ -150,6 +156,7 @@ SICK = {
     "NaN": (nan_weights, "the model's output for sample s0 holds NaN (6 samples do): check its weights", "refuse"),
     "infinite": (lambda: Then(after=lambda z: z / 0), "the model's output for sample s0 holds infinite", "refuse"),
     "scripted": (lambda: torch.jit.script(modules()), "the model is a scripted model: .*eager network", "refuse"),
+    "a scripted part": (scripted_part, "parts of the model are scripted (2): methods with backward rules", "warn"),
     "traced": (traced, "the model is a scripted model: ", "refuse"),
     "lazy": (lambda: nn.Sequential(modules(), nn.LazyLinear(3)), "module '1' is lazy, without a shape", "refuse"),
     "compiled": (lambda: torch.compile(modules()), "give the network itself, model._orig_mod", "refuse"),

@@ -1,44 +1,33 @@
-"""Gradient methods against closed forms, identities of ReLU networks, and captum."""
+"""The gradient and its competition against closed forms, identities of ReLU networks, a literal twin and captum."""
 
 import captum.attr
 import pytest
 import torch
 from torch import nn
-from torch.special import ndtr
 
+import harness
 from cases import Linear, network, relu_mlp
-from harness.methods.gradients import gradient, input_x_gradient, integrated_gradients, smoothgrad
-from harness.random import Draws
-
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
-
-
-def draws_for(x, *parts):
-    return Draws.of([f"sample {i}" for i in range(len(x))], *parts)
-
+from closed_forms import EXACT, draws_for, explained, normal
+from harness import InputError
+from harness.case import Passes, counted
+from harness.methods.gradients import competitive_gradients, gradient, input_x_gradient
+from harness.methods.integrated import expected_gradients, integrated_gradients
+from harness.methods.smoothing import smoothgrad, smoothgrad_squared, vargrad
 
 METHODS = {
     "gradient": gradient,
     "input_x_gradient": input_x_gradient,
+    "competitive_gradients": competitive_gradients,
     "integrated_gradients": lambda m, x, t: integrated_gradients(m, x, t, baseline=torch.full_like(x, 0.3), steps=3),
+    "expected_gradients": lambda m, x, t: expected_gradients(
+        m, x, t, background=torch.full_like(x[:2], 0.3), draws=draws_for(x), samples=3, noise=0.1
+    ),
     "smoothgrad": lambda m, x, t: smoothgrad(m, x, t, draws=draws_for(x), samples=3),
+    "smoothgrad_squared": lambda m, x, t: smoothgrad_squared(m, x, t, draws=draws_for(x), samples=3),
+    "vargrad": lambda m, x, t: vargrad(m, x, t, draws=draws_for(x), samples=3),
 }
 every_method = pytest.mark.parametrize("explain", METHODS.values(), ids=METHODS.keys())
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def explained(model, x, target):
-    with torch.no_grad():
-        return model(x).gather(1, target[:, None])[:, 0]
-
-
-@pytest.fixture
-def mlp_batch():
-    """Inputs of `relu_mlp()` and their targets."""
-    return normal(10, 20), torch.arange(10) % 5
+networks = pytest.mark.parametrize("name", ["modules", "functional", "gelu", "signal", "table"])
 
 
 def test_gradient_of_a_linear_model_is_its_weight(linear_image):
@@ -51,29 +40,9 @@ def test_input_x_gradient_of_a_linear_model_is_weight_times_input(linear_image):
     torch.testing.assert_close(input_x_gradient(model, x, target), weight[target] * x, **EXACT)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 9])
-def test_integrated_gradients_of_a_linear_model_are_exact_for_any_steps(linear_image, steps):
-    model, weight, x, target = linear_image
-    baseline = normal(*x.shape)
-    maps = integrated_gradients(model, x, target, baseline=baseline, steps=steps)
-    torch.testing.assert_close(maps, weight[target] * (x - baseline), **EXACT)
-
-
-def test_smoothgrad_of_a_linear_model_is_its_weight(linear_image):
-    model, weight, x, target = linear_image
-    torch.testing.assert_close(smoothgrad(model, x, target, draws=draws_for(x)), weight[target], **EXACT)
-
-
 def test_input_x_gradient_sums_to_the_output_without_biases(mlp_batch):
     model = relu_mlp()
     torch.testing.assert_close(input_x_gradient(model, *mlp_batch).sum(1), explained(model, *mlp_batch), **EXACT)
-
-
-@pytest.mark.parametrize("steps", [1, 5])
-def test_input_x_gradient_equals_integrated_gradients_from_zero_without_biases(mlp_batch, steps):
-    model, (x, target) = relu_mlp(), mlp_batch
-    maps = integrated_gradients(model, x, target, baseline=torch.zeros_like(x), steps=steps)
-    torch.testing.assert_close(input_x_gradient(model, x, target), maps, **EXACT)
 
 
 def test_input_x_gradient_misses_exactly_what_the_biases_contribute(mlp_batch):
@@ -89,112 +58,6 @@ def test_input_x_gradient_misses_exactly_what_the_biases_contribute(mlp_batch):
     torch.testing.assert_close(total, explained(model, x, target), **EXACT)
 
 
-class Quadratic(nn.Module):
-    """f_k(x) = x^T A_k x."""
-
-    def __init__(self, matrices):
-        super().__init__()
-        self.matrices = matrices
-
-    def forward(self, x):
-        return torch.einsum("ni,kij,nj->nk", x, self.matrices, x)
-
-
-class Power(nn.Module):
-    """f_0(x) = sum_i x_i^d."""
-
-    def __init__(self, degree):
-        super().__init__()
-        self.degree = degree
-
-    def forward(self, x):
-        return (x**self.degree).sum(1, keepdim=True)
-
-
-def test_integrated_gradients_of_a_quadratic_are_exact_with_one_point():
-    matrices, x, baseline = normal(3, 6, 6, seed=2), normal(4, 6), normal(4, 6, seed=3)
-    target = torch.tensor([0, 1, 2, 0])
-    symmetric = (matrices + matrices.mT)[target]
-    expected = (x - baseline) * torch.einsum("nij,nj->ni", symmetric, (x + baseline) / 2)
-    maps = integrated_gradients(Quadratic(matrices), x, target, baseline=baseline, steps=1)
-    torch.testing.assert_close(maps, expected, **EXACT)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_integrated_gradients_are_exact_for_gradients_of_degree_2n_minus_1_and_no_more(steps):
-    x, baseline, target = 1 + normal(4, 6).abs(), -normal(4, 6, seed=3).abs(), torch.zeros(4, dtype=torch.long)
-
-    def error(degree):
-        maps = integrated_gradients(Power(degree), x, target, baseline=baseline, steps=steps)
-        return ((maps - (x**degree - baseline**degree)).abs() / (x - baseline) ** degree).max()
-
-    assert error(2 * steps) < 1e-13
-    assert error(2 * steps + 1) > 1e-5
-
-
-def completeness_error(model, x, target, steps):
-    baseline = normal(*x.shape, seed=4)
-    change = explained(model, x, target) - explained(model, baseline, target)
-    return (integrated_gradients(model, x, target, baseline=baseline, steps=steps).sum(1) - change).abs().mean()
-
-
-def test_completeness_error_falls_with_the_steps_on_a_network_with_kinks(mlp_batch):
-    few, more, many = (completeness_error(relu_mlp(bias=0.5), *mlp_batch, steps) for steps in (4, 32, 256))
-    assert few > 4 * more > 16 * many > 1e-8
-
-
-def test_completeness_error_vanishes_on_a_smooth_network(mlp_batch):
-    smooth = nn.Sequential(*[nn.Tanh() if isinstance(layer, nn.ReLU) else layer for layer in relu_mlp(bias=0.5)])
-    assert completeness_error(smooth, *mlp_batch, 4) > 1e-4
-    assert completeness_error(smooth, *mlp_batch, 96) < 1e-10
-
-
-def test_smoothgrad_of_one_relu_is_its_weight_times_a_normal_probability():
-    # The last feature has no weight: it sets the range of a sample, and so its noise, and nothing else.
-    weight = torch.tensor([[1.0, -2.0, 0.5, 0.0]], dtype=torch.float64)
-    x = torch.tensor([[0.2, -0.1, 0.2, spread] for spread in (1.0, 4.0, -9.0)], dtype=torch.float64)
-    x = torch.cat([x, -x])
-    model = nn.Sequential(Linear(weight), nn.ReLU())
-    noise, samples = 0.2, 1500
-    sigma = noise * (x.amax(1) - x.amin(1))
-    probability = ndtr(x @ weight[0] / (sigma * weight.norm()))
-    assert probability.std() > 0.2
-
-    target = torch.zeros(len(x), dtype=torch.long)
-    maps = smoothgrad(model, x, target, draws=draws_for(x), samples=samples, noise=noise)
-    standard_error = (probability * (1 - probability) / samples).sqrt()
-    assert ((maps[:, 0] - probability).abs() < 4 * standard_error).all()
-    torch.testing.assert_close(maps, maps[:, :1] * weight, **EXACT)
-
-
-def test_smoothgrad_noise_depends_on_the_sample_and_not_on_the_batch(mlp_batch):
-    model, (x, target) = relu_mlp(bias=0.5), mlp_batch
-    draws = draws_for(x)
-    together = smoothgrad(model, x, target, draws=draws, samples=4)
-    alone = [
-        smoothgrad(model, x[i : i + 1], target[i : i + 1], draws=draws[i : i + 1], samples=4) for i in range(len(x))
-    ]
-    torch.testing.assert_close(together, torch.cat(alone), **EXACT)
-
-
-def test_smoothgrad_noise_differs_between_samples_copies_and_calls(mlp_batch):
-    # The gradient of x^2 / 2 is x: a map shows the mean of its own noise.
-    x, target = torch.zeros(2, 8, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
-    x[:, 0] = 1
-
-    def noise(samples, call):
-        return smoothgrad(
-            Quadratic(torch.eye(8).double()[None] / 2), x, target, draws=draws_for(x, call), samples=samples
-        )
-
-    one, two = noise(1, call=0), noise(2, call=0)
-    for other in (one.flip(0), two, noise(1, call=1)):
-        assert (one - other).abs().min() > 1e-6
-
-
-networks = pytest.mark.parametrize("name", ["modules", "functional", "gelu", "signal", "table"])
-
-
 @networks
 @pytest.mark.parametrize(
     ("explain", "reference", "options"),
@@ -206,16 +69,101 @@ def test_agrees_with_captum(name, explain, reference, options):
     torch.testing.assert_close(explain(model, x, target), expected, rtol=1e-10, atol=1e-10)
 
 
-# captum rounds the weights of the quadrature to float32; those of two points, a half each, survive that.
+# --- competition -----------------------------------------------------------------------------------------------------
+
+
+def competition(model, x, target, rivals):
+    """Competitive gradients, written down element by element."""
+    maps = torch.zeros_like(x)
+    for row in range(len(x)):
+        sample = x[row : row + 1].clone().requires_grad_()
+        logits = model(sample)[0]
+        scores = logits.tolist()
+        shares = [(sample * torch.autograd.grad(logit, sample, retain_graph=True)[0])[0].detach() for logit in logits]
+        others = sorted((k for k in range(len(logits)) if k != target[row]), key=lambda k: -scores[k])
+        for position in range(x[row].numel()):
+            own = float(shares[target[row]].flatten()[position])
+            against = [float(shares[k].flatten()[position]) for k in others[: rivals or len(others)]]
+            wins = (own > 0 and own >= max(against)) or (own < 0 and own <= min(against))
+            maps[row].view(-1)[position] = own if wins else 0.0
+    return maps
+
+
 @networks
-@pytest.mark.parametrize(("steps", "tolerance"), [(2, 1e-10), (7, 1e-7)])
-def test_integrated_gradients_agree_with_captum(name, steps, tolerance):
-    model, x, target = network(name, torch.float64)
-    expected = captum.attr.IntegratedGradients(model).attribute(
-        x, x.flip(0), target=target, n_steps=steps, method="gausslegendre", internal_batch_size=len(x)
-    )
-    maps = integrated_gradients(model, x, target, baseline=x.flip(0), steps=steps)
-    torch.testing.assert_close(maps, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+@pytest.mark.parametrize("rivals", [0, 1, 2, 3])
+def test_competitive_gradients_are_their_definition(name, rivals):
+    model, x, target = network(name, torch.float64, n=4)
+    x = x - 0.5
+    expected = competition(model, x, target, rivals)
+    assert 0 < (expected != 0).double().mean() < 1
+    torch.testing.assert_close(competitive_gradients(model, x, target, rivals=rivals), expected, **EXACT)
+
+
+def test_rivals_are_those_with_the_highest_logits_and_all_of_them_where_none_are_counted(mlp_batch):
+    model, (x, target) = relu_mlp(bias=0.5), mlp_batch
+    kept = [(competitive_gradients(model, x, target, rivals=rivals) != 0).sum().item() for rivals in (1, 2, 3, 4)]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 4
+    # Five classes have four rivals each.
+    for rivals in (0, 9):
+        same = competitive_gradients(model, x, target, rivals=rivals)
+        assert torch.equal(same, competitive_gradients(model, x, target, rivals=4))
+
+
+def test_at_each_element_one_class_wins_the_positive_and_one_the_negative_share(mlp_batch):
+    model, (x, _) = relu_mlp(bias=0.5), mlp_batch
+    maps = torch.stack([competitive_gradients(model, x, torch.full((len(x),), k)) for k in range(5)])
+    shares = torch.stack([input_x_gradient(model, x, torch.full((len(x),), k)) for k in range(5)])
+    assert torch.equal((maps > 0).sum(0), (shares > 0).any(0).long())
+    assert torch.equal((maps < 0).sum(0), (shares < 0).any(0).long())
+    torch.testing.assert_close(maps.amax(0), shares.amax(0).clamp(min=0), **EXACT)
+    torch.testing.assert_close(maps.amin(0), shares.amin(0).clamp(max=0), **EXACT)
+
+
+def test_a_tie_is_won_by_all_who_share_it_and_signs_do_not_mix():
+    weight = torch.tensor([[2.0, -3.0, 1.0, -1.0], [2.0, -3.0, 2.0, -2.0], [-5.0, 4.0, 0.5, 3.0]]).double()
+    x = torch.ones(3, 4, dtype=torch.float64)
+    maps = competitive_gradients(Linear(weight), x, torch.arange(3))
+    expected = [[2.0, -3.0, 0.0, 0.0], [2.0, -3.0, 2.0, -2.0], [-5.0, 4.0, 0.0, 3.0]]
+    torch.testing.assert_close(maps, torch.tensor(expected, dtype=torch.float64), **EXACT)
+
+
+def test_a_single_logit_has_no_rivals():
+    weight, x = normal(1, 6), normal(3, 6, seed=2)
+    maps = competitive_gradients(Linear(weight), x, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(maps, weight * x, **EXACT)
+
+
+@pytest.mark.parametrize(("rivals", "backward"), [(0, 5), (2, 3)])
+def test_competition_costs_one_forward_pass_and_a_backward_pass_for_each_class(mlp_batch, rivals, backward):
+    model, passes = relu_mlp(), Passes()
+    with counted(model, passes):
+        competitive_gradients(model, *mlp_batch, rivals=rivals)
+    assert (passes.forward, passes.backward) == (10, 10 * backward)
+
+
+def test_a_negative_number_of_rivals_is_refused():
+    model, x, _ = network("table")
+    with pytest.raises(InputError, match="option 'rivals' expects int, got -1"):
+        harness.explain(model, x, method="competitive_gradients", rivals=-1)
+
+
+# --- all of the family -----------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_a_sample_does_not_depend_on_its_batch(explain, mlp_batch):
+    model, (x, target) = relu_mlp(bias=0.5), mlp_batch
+    torch.testing.assert_close(explain(model, x[:3], target[:3]), explain(model, x, target)[:3], **EXACT)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_have_the_type_of_the_input(explain, dtype):
+    model, x, target = network("functional", dtype)
+    maps = explain(model, x, target)
+    assert maps.dtype == dtype
+    assert maps.isfinite().all()
 
 
 class Shift(nn.Module):

@@ -14,12 +14,24 @@ from cases import SHAPES, network
 from harness import METHODS, InputError, InputSpace, NotApplicableError
 
 HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
-CHEAP = {"integrated_gradients": {"steps": 3}, "smoothgrad": {"samples": 3}, "occlusion": {"window": 3, "stride": 2}}
+CHEAP = {
+    "integrated_gradients": {"steps": 3},
+    "expected_gradients": {"samples": 3, "noise": 0.1},
+    "smoothgrad": {"samples": 3},
+    "smoothgrad_squared": {"samples": 3},
+    "vargrad": {"samples": 3},
+    "occlusion": {"window": 3, "stride": 2},
+    # The default is at the level of rounding in float32, where a unit that nearly cancels is ill-conditioned.
+    "lrp_epsilon": {"epsilon": 1e-3},
+    "attention_lrp": {"epsilon": 1e-3},
+}
 
-
+KINDS = {4: "image", 3: "signal", 2: "table"}
 REFUSALS = {
-    ("deconvnet", "gelu"): "deconvnet has no rule for: GeluBackward0",
-    ("guided_backprop", "gelu"): "guided_backprop has no rule for: GeluBackward0",
+    ("deconvnet", "tanh"): "deconvnet has no rule for: tanh (TanhBackward0)",
+    ("deconvnet", "gated"): "deconvnet has no rule for: sigmoid (SigmoidBackward0)",
+    ("full_grad", "gated"): "full_grad has no rule for: mul (MulBackward0)",
+    ("full_grad", "vit"): "full_grad has no rule for: layer_norm (NativeLayerNormBackward0)",
     ("sobel", "signal"): "sobel: needs images, got a signal",
     ("sobel", "table"): "sobel: needs images, got a table",
     ("grad_cam", "table"): "grad_cam: needs positions, got a table",
@@ -27,7 +39,9 @@ REFUSALS = {
 
 
 def explain(name, model, x, target, **arguments):
-    return harness.explain(model, x, target, method=name, **CHEAP.get(name, {}), **arguments)
+    background = torch.stack([torch.full_like(x[0], level) for level in (0, 0.3, 0.8)])
+    filled = {"background": background, "space": InputSpace(KINDS[x.ndim], mean=(0.0,), std=(1.0,))}
+    return harness.explain(model, x, target, method=name, **CHEAP.get(name, {}), **filled, **arguments)
 
 
 every_method = pytest.mark.parametrize("name", METHODS)

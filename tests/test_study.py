@@ -41,7 +41,7 @@ def test_entries_expand_and_controls_are_added(tmp_path):
         "pixel_flipping[fill=grey]",
         "pixel_flipping[fill=blur]",
     ]
-    assert resolved.methods[1].options == {"baseline": "blur", "steps": 8}
+    assert resolved.methods[1].options == {"baseline": "blur", "steps": 8, "input_factor": True}
     assert [c.label for c in load_study(written(tmp_path, GOOD + "controls: false\n")).methods] == ["gradient", "ig"]
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class LoadedModel(Source):
         model_seed: the seed the network was trained with, or which of several checkpoints it is.
         code: a hash of the code and the settings that make the network, with its weights, the function that it is.
         origin: where the weights come from, in words.
+        read_background: reads the samples that stand for the data, if there are any.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class LoadedModel(Source):
     model_seed: int = 0
     code: str = ""
     origin: str = ""
+    read_background: Callable[[], Float[Tensor, "m ..."]] | None = None
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -74,6 +76,22 @@ class LoadedModel(Source):
         """Inputs to re-estimate batch-norm statistics with; none where there is nothing to estimate."""
         estimates = any(isinstance(module, _BatchNorm) for module in self.model.modules())
         return self.calibrate() if estimates else self.example[:0]
+
+    @cached_property
+    def background(self) -> Float[Tensor, "m ..."]:  # type: ignore[override]
+        """Samples that stand for the data.
+
+        Raises:
+            LookupError: there are none; `needs=("background",)` keeps a method from getting here.
+        """
+        if self.read_background is None:
+            raise LookupError("no samples are known that stand for the data, so there is no background")
+        return self.read_background()
+
+    @cached_property
+    def background_contents(self) -> str:
+        """A hash of the background; empty if there is none."""
+        return digest(self.background) if self.read_background else ""
 
     @cached_property
     def weights(self) -> str:
@@ -206,6 +224,7 @@ def load_model(
     dtype = next((parameter.dtype for parameter in network.parameters()), first.dtype)
     calibration = data.train if data.train else school.train if school.train else None
 
+    @cache
     def calibrate() -> Tensor:
         if calibration is None:
             return data.readable(range(min(len(data), CALIBRATION_SAMPLES)))[1].to(device, dtype)
@@ -222,6 +241,7 @@ def load_model(
         wanted.model_seed,
         code,
         origin,
+        calibrate,
     )
 
 

@@ -1,0 +1,357 @@
+"""Composites: which rule each family of operators follows, and the pass through a model that applies them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from harness.methods.operators import Call
+from harness.methods.propagation import Propagation, Rule, prove_coverage
+from harness.methods.rules import Activation, Epsilon, Linear, LinearRule, SampleNorm, Scaled
+from harness.types import NotApplicableError
+
+Entry = Callable[..., LinearRule]
+"""(lowest, highest values of its input, where they are known) -> the rule of the operator that takes the input."""
+
+
+def ruled_gradients(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    target: Int[Tensor, " n"],
+    rules: Mapping[str, Rule],
+    name: str,
+    *,
+    also: Sequence[Tensor] = (),
+    bounds: tuple[Tensor, ...] | None = None,
+    relevance_one: bool = False,
+) -> tuple[Tensor, ...]:
+    """Gradients of the target logit when every operator follows its rule: by `x`, then by the tensors of `also`.
+
+    Args:
+        model: returns logits [n, classes].
+        x: the samples.
+        target: the explained class of each.
+        rules: operator family -> rule.
+        name: of the method, for messages.
+        also: parameters whose gradient is wanted too.
+        bounds: where the input has a rule of its own, the lowest and highest values it may have, or nothing if the
+            rule does not ask; what comes back at `x` then is relevance.
+        relevance_one: start with a relevance of 1 instead of the logit.
+
+    Raises:
+        NotApplicableError: the model has an operator that no rule covers.
+    """
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        entered = leaf.clone()
+        propagation = Propagation(rules, entered)
+        if bounds is not None:
+            propagation.raw[entered] = tuple(bound.expand_as(x) for bound in bounds)
+        with propagation:
+            logits = model(entered)
+            score = logits.gather(1, target[:, None])[:, 0]
+        prove_coverage(score, leaf, propagation, name)
+        start = torch.where(score == 0, 0.0, 1 / score) if relevance_one else torch.ones_like(score)
+        return torch.autograd.grad(score, [leaf, *also], start.detach(), allow_unused=True)
+
+
+def plain(propagation: Propagation, call: Call) -> Any:
+    """The operator's own backward pass; not where a part that depends on the input has none, such as a mask."""
+    if any(propagation.depends(tensor) and not tensor.requires_grad for tensor in call.tensors()):
+        return None
+    return propagation.run(call, covered=True)
+
+
+def plain_linear(propagation: Propagation, call: Call) -> Any:
+    """A linear operator whose weight does not depend on the input."""
+    weight = call.split("input", "weight")[0][1]
+    return None if propagation.depends(weight) else plain(propagation, call)
+
+
+def plain_product(propagation: Propagation, call: Call) -> Any:
+    """A matrix product; an einsum with a weight would have to be read to know what kind of layer it is."""
+    if call.name == "einsum" and not all(map(propagation.depends, call.tensors())):
+        return None
+    return plain(propagation, call)
+
+
+BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+
+
+def plain_batch_norm(propagation: Propagation, call: Call) -> Any:
+    """Batch norm with the statistics of the training; those of the batch make samples depend on each other."""
+    _, _, _, mean, _, training, _, _ = call.split(*BATCH_NORM)[0]
+    return None if training or mean is None else plain(propagation, call)
+
+
+PLAIN: dict[str, Rule] = {
+    "dense": plain_linear,
+    "convolution": plain_linear,
+    "batch_norm": plain_batch_norm,
+    "matmul": plain_product,
+    **dict.fromkeys(
+        "product quotient normalization softmax maximum index elementwise norm".split(),
+        plain,
+    ),
+}
+"""The gradient: every operator that is smooth almost everywhere by itself, activations left out."""
+
+
+def of_one_number(propagation: Propagation, call: Call) -> bool:
+    """Whether an activation acts on one number at a time, its first argument; a maximum of two tensors does not."""
+    first, *others = call.tensors()
+    return first is call.args[0] and propagation.depends(first) and not any(map(propagation.depends, others))
+
+
+def _guided(propagation: Propagation, call: Call) -> Any:
+    output = plain(propagation, call.aside()) if of_one_number(propagation, call) else None
+    if output is not None:
+        output.register_hook(lambda gradient: gradient.clamp(min=0))
+    return output
+
+
+def _reconstructed(propagation: Propagation, call: Call) -> Any:
+    if not of_one_number(propagation, call) or (call.name not in RECTIFIERS and not _cuts_at_zero(call)):
+        return None
+    output = Scaled.apply(call.args[0], lambda x: (call.on(x), 1.0))
+    output.register_hook(lambda gradient: gradient.clamp(min=0))
+    return output
+
+
+RECTIFIERS = frozenset("relu relu6 leaky_relu prelu elu selu celu gelu silu mish hardswish softplus".split())
+
+
+def _cuts_at_zero(call: Call) -> bool:
+    """Whether a bound makes a rectifier: nothing below zero passes, and numbers just above it do."""
+    if call.name not in ("hardtanh", "clamp", "clamp_min", "threshold", "maximum"):
+        return False
+    x, *bounds = call.tensors()
+    shape = x.shape if bounds else ()
+    probes = [x.new_full(shape, number) for number in (-1.0, 0.0, 1e-3)]
+    return all(torch.equal(call.on(probe), probe.clamp(min=0)) for probe in probes)
+
+
+GUIDED = {**PLAIN, "activation": _guided}
+DECONVNET = {**PLAIN, "activation": _reconstructed}
+
+
+class LRP:
+    """Layer-wise relevance propagation: linear operators by rules of choice, the others as follows.
+
+    Activations pass relevance on; what they add at zero takes its share, like a bias. Where two tensors that depend on
+    the input are multiplied, one that gates (the output of a sigmoid or softmax, the reciprocal of a norm) counts as
+    a constant, and else each gets half. Normalization by a sample's own statistics keeps its scale constant. Maxima
+    pass relevance to the winner. A batch norm is folded into the linear operator before it, wherever that stands;
+    one that follows something else is a linear operator by itself, proportional to contributions.
+
+    Args:
+        dense: the rule of linear layers.
+        convolution: the rule of convolutions.
+        entry: the rule of the operator that takes the input itself; by default the same as everywhere.
+        softmax: "constant" makes attention weights gates; "taylor" sends relevance through them, half to the weights
+            and half to the values (`achtibat2024attnlrp`).
+    """
+
+    def __init__(
+        self,
+        dense: LinearRule,
+        convolution: LinearRule,
+        entry: Entry | None = None,
+        softmax: Literal["constant", "taylor"] = "constant",
+    ) -> None:
+        self.dense, self.convolution, self.entry = dense, convolution, entry
+        self.softmax = softmax
+        self.entered = False
+
+    def rules(self) -> dict[str, Rule]:
+        """Family -> rule."""
+        return {
+            "dense": lambda propagation, call: self._linear(propagation, call, self.dense),
+            "convolution": lambda propagation, call: self._linear(propagation, call, self.convolution),
+            "batch_norm": self._batch_norm,
+            "activation": self._activation,
+            "matmul": self._matmul,
+            "product": self._product,
+            "quotient": self._quotient,
+            "normalization": _constant_scale,
+            "softmax": self._softmax,
+            "elementwise": self._gate,
+            "norm": self._gate,
+            "sum": self._sum,
+            "maximum": plain,
+            "index": plain,
+        }
+
+    def _linear(self, propagation: Propagation, call: Call, rule: LinearRule) -> Any:
+        (a, weight, bias), rest, kwargs = call.split("input", "weight", "bias")
+        if propagation.depends(weight):
+            return None
+        # After the channels, a convolution has as many axes as its weight has after the first two.
+        bias = None if bias is None else bias.view(-1, *(1,) * (weight.ndim - 2))
+        channels_first = not call.name.startswith("conv_transpose")
+
+        def apply(a: Tensor, weight: Tensor) -> Tensor:
+            return call.function(a, weight, None, *rest, **kwargs)
+
+        return self._waits(propagation, call, Linear(apply, a, weight, bias, rule, channels_first))
+
+    def _matmul(self, propagation: Propagation, call: Call) -> Any:
+        factors = call.tensors()
+        dependent = [propagation.depends(factor) for factor in factors]
+        if all(dependent):
+            return self._product(propagation, call)
+        if call.name == "einsum":
+            return None
+        left = dependent[0]
+        a, weight = factors if left else factors[::-1]
+
+        def apply(a: Tensor, weight: Tensor) -> Tensor:
+            return call.function(*((a, weight) if left else (weight, a)))
+
+        return self._waits(propagation, call, Linear(apply, a, weight, None, self.dense))
+
+    def _waits(self, propagation: Propagation, call: Call, linear: Linear) -> Tensor:
+        if linear.a in propagation.raw and self.entry:
+            linear = replace(linear, rule=self.entry(*propagation.raw[linear.a]))
+            self.entered = True
+        else:
+            call = propagation.settled(call)
+            linear = replace(linear, a=next(t for t in call.tensors() if propagation.depends(t)))
+        output = call.run()
+        propagation.pending[output] = linear
+        return output
+
+    def _batch_norm(self, propagation: Propagation, call: Call) -> Any:
+        x, weight, bias, mean, variance, training, _, eps = call.split(*BATCH_NORM)[0]
+        if training or mean is None:
+            return None
+        scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+        shift = (0 if bias is None else bias) - mean * scale
+        if x in propagation.raw:
+            return self._one_to_one(propagation, call)
+        linear = propagation.pending.get(x)
+        if linear is not None and linear.foldable and x.ndim == linear.weight.ndim:
+            folded = linear.then(scale, shift)
+        else:
+            call = propagation.settled(call)
+            channels = (-1, *(1,) * (x.ndim - 2))
+            folded = Linear(torch.mul, x, scale.view(channels), shift.view(channels), Epsilon(0.0))
+        output = call.run()
+        propagation.pending[output] = folded
+        return output
+
+    def _activation(self, propagation: Propagation, call: Call) -> Any:
+        z = call.args[0]
+        if not of_one_number(propagation, call):
+            return None
+        if z in propagation.raw:
+            return self._one_to_one(propagation, call)
+        linear = propagation.pending.get(z)
+        activation = Activation(call)
+        output = linear.activated(propagation, z, activation) if linear else activation.passed(z)
+        if call.name in ("sigmoid", "hardsigmoid"):
+            propagation.gates[output] = True
+        return output
+
+    def _product(self, propagation: Propagation, call: Call) -> Any:
+        if any(propagation.depends(tensor) and not tensor.requires_grad for tensor in call.tensors()):
+            return None
+        factors = [tensor for tensor in call.tensors() if propagation.depends(tensor)]
+        if len(factors) == 1:
+            return self._one_to_one(propagation, call) if factors[0] in propagation.raw else plain(propagation, call)
+        gates = [factor in propagation.gates for factor in factors]
+        call = propagation.settled(call)
+
+        def share(factor: Tensor) -> Tensor:
+            if not propagation.depends(factor):
+                return factor
+            if sum(gates) == 1:
+                return factor.detach() if factor in propagation.gates else factor
+            return Scaled.apply(factor, lambda x: (x.clone(), 0.5))
+
+        before = [factor.grad_fn for factor in factors]
+        return propagation.cover(call.mapped(share).aside().run(), before, call.name)
+
+    def _quotient(self, propagation: Propagation, call: Call) -> Any:
+        """The numerator takes all."""
+        over, under = call.args[:2]
+        if not isinstance(over, Tensor) or not propagation.depends(over):
+            return None
+        if over in propagation.raw and not (isinstance(under, Tensor) and propagation.depends(under)):
+            return self._one_to_one(propagation, call)
+        call = propagation.settled(call).aside()
+        under = under.detach() if isinstance(under, Tensor) else under
+        return propagation.cover(call.on(call.args[0], under), [call.args[0].grad_fn], call.name)
+
+    def _sum(self, propagation: Propagation, call: Call) -> Any:
+        """A constant moves the input and its bounds; any other sum has the right backward pass by itself."""
+        dependent = [tensor for tensor in call.tensors() if propagation.depends(tensor)]
+        if len(dependent) == 1 and dependent[0] in propagation.raw:
+            return self._one_to_one(propagation, call)
+        return None
+
+    def _softmax(self, propagation: Propagation, call: Call) -> Any:
+        if self.softmax == "taylor":
+            # In these units the first-order rule x_i (R_i - s_i sum R) is the plain gradient.
+            return plain(propagation, call)
+        return self._gate(propagation, call)
+
+    def _gate(self, propagation: Propagation, call: Call) -> Any:
+        """Has no rule where relevance arrives; where it only scales something else, none does."""
+        output = propagation.run(call, covered=False)
+        if isinstance(output, Tensor):
+            propagation.gates[output] = True
+        return output
+
+    def _one_to_one(self, propagation: Propagation, call: Call) -> Tensor:
+        """Numbers that are moved or scaled one by one, before the operator that takes the input: relevance stays."""
+        raw = next(tensor for tensor in call.tensors() if tensor in propagation.raw)
+        call = call.aside()
+
+        def value(at: Tensor) -> Tensor:
+            return call.mapped(lambda tensor: at if tensor is raw else tensor).run()
+
+        output = Scaled.apply(raw, lambda x: (value(x), 1.0))
+        ends = [value(bound) for bound in propagation.raw[raw]]
+        propagation.raw[output] = (torch.minimum(*ends), torch.maximum(*ends)) if ends else ()
+        return output
+
+
+def _constant_scale(propagation: Propagation, call: Call) -> Any:
+    """Normalization by the sample's own statistics is linear in the centred sample while its scale is constant."""
+    norm = SampleNorm.of(call)
+    if norm is None:
+        return None
+    call = propagation.settled(call)
+    x = call.args[0]
+    centred = norm.centred(x)
+    linear = (centred * norm.scale(centred).detach()).view_as(x) * norm.weight
+    propagation.cover(linear, [x.grad_fn], call.name)
+    return Scaled.apply(linear, lambda _: (call.run(), 1.0))
+
+
+def relevance(
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    target: Int[Tensor, " n"],
+    composite: LRP,
+    name: str,
+    *,
+    bounds: tuple[Tensor, ...] = (),
+    relevance_one: bool = False,
+) -> Float[Tensor, "n *shape"]:
+    """The relevance of the input, starting with the target logit or with 1.
+
+    Raises:
+        NotApplicableError: an operator has no rule, or no linear operator takes the input where it has its own rule.
+    """
+    raw = bounds if composite.entry else None
+    (result,) = ruled_gradients(model, x, target, composite.rules(), name, bounds=raw, relevance_one=relevance_one)
+    if composite.entry and not composite.entered:
+        raise NotApplicableError(
+            f"{name}: the rule for the input needs a linear layer or convolution that takes the input itself"
+        )
+    return result if composite.entry else x * result

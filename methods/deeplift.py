@@ -1,0 +1,226 @@
+"""DeepLIFT: every operator passes on the secant between the sample and its baseline instead of the tangent.
+
+The baseline goes through the model first, and every operator that is not linear leaves its arguments behind; then the
+sample goes through, and each operator meets its own arguments again. An operator of several arguments is linearised so
+that its contributions add up to its difference exactly: products symmetrically, softmax and norms through their
+closed forms. The map then sums to the difference of the outputs on every network without refused operators.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from harness.methods.composites import PLAIN, of_one_number, ruled_gradients
+from harness.methods.operators import Call
+from harness.methods.propagation import Propagation, Rule
+from harness.methods.rules import SampleNorm, Scaled
+from harness.registry import method
+from harness.types import NotApplicableError
+
+NEAR = 10_000
+"""Below so many units of rounding, the tangent in the middle replaces a secant that it agrees with up to rounding."""
+
+
+@method(family="backward rule", cite="shrikumar2017learning", conserves="difference")
+def deeplift(
+    model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"], *, baseline: Float[Tensor, "n *shape"]
+) -> Float[Tensor, "n *shape"]:
+    r"""DeepLIFT with the rescale rule: $(x - b) \odot m$, activations multiplying by $\Delta \sigma / \Delta z$.
+
+    A product $ab$ passes $\bar b$ to $a$ and $\bar a$ to $b$, the means of sample and baseline; a maximum goes to the
+    winner of the sample where it grew and to that of the baseline where it fell; softmax, layer norm and division
+    likewise add up. Sums to $f_t(x) - f_t(b)$.
+
+    Args:
+        model: returns logits [n, classes].
+        x: the samples.
+        target: the explained class of each.
+        baseline: $b$, in the units of `x`.
+
+    Raises:
+        NotApplicableError: an operator has no rule, or sample and baseline take different ways through the model.
+    """
+    rescale = Rescale()
+    with torch.enable_grad():
+        entered = baseline.detach().requires_grad_().clone()
+        with Propagation(rescale.recording(), entered):
+            model(entered)
+    (multipliers,) = ruled_gradients(model, x, target, rescale.rules(), "deeplift")
+    return (x.detach() - baseline) * multipliers
+
+
+class Rescale:
+    """The rules of the baseline's pass, which records, and those of the sample's, which compare."""
+
+    def __init__(self) -> None:
+        self._memory: list[tuple[str, list[Tensor]]] = []
+        self._read: Iterator[tuple[str, list[Tensor]]] = iter(())
+
+    def recording(self) -> dict[str, Rule]:
+        """For the baseline, which comes first."""
+
+        def record(propagation: Propagation, call: Call) -> Any:
+            # Copies, because the model may write into them later.
+            self._memory.append((call.name, [t.detach().clone() for t in call.tensors() if propagation.depends(t)]))
+            return propagation.run(call, covered=True)
+
+        return {**PLAIN, **dict.fromkeys(SECANTS, record)}
+
+    def rules(self) -> dict[str, Rule]:
+        """For the sample."""
+        self._read = iter(self._memory)
+        return {**PLAIN, **{family: self._compared(secant) for family, secant in SECANTS.items()}}
+
+    def _compared(self, secant: Any) -> Rule:
+        def rule(propagation: Propagation, call: Call) -> Any:
+            name, reference = next(self._read, ("nothing", []))
+            tensors = [t for t in call.tensors() if propagation.depends(t)]
+            if name != call.name or [t.shape for t in reference] != [t.shape for t in tensors]:
+                raise NotApplicableError(
+                    f"deeplift: the model calls {call.name} for the sample where it calls {name} for the baseline"
+                )
+            if not all(t.requires_grad for t in tensors):
+                return None
+            call = propagation.settled(call).aside()
+            surrogate = secant(propagation, call, reference)
+            if surrogate is None:
+                return None
+            propagation.cover(surrogate, [t.grad_fn for t in tensors], call.name)
+            return Scaled.apply(surrogate, lambda _: (call.run(), 1.0))
+
+        return rule
+
+
+def _element_wise(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
+    r"""$m = \Delta \sigma / \Delta z$."""
+    if not of_one_number(propagation, call):
+        return None
+    x, (x0,) = call.args[0], reference
+    with torch.no_grad():
+        difference = x - x0
+        value, value0 = call.on(x), call.on(x0)
+        slope = (value - value0) / difference
+        precision = torch.finfo(x.dtype).eps
+        near = difference.abs() <= NEAR * precision * (x.abs() + x0.abs())
+        if bool(near.any()):
+            tangent = _derivative(call, (x + x0) / 2)
+            rounding = 4 * precision * (value.abs() + value0.abs()) / difference.abs()
+            slope = torch.where(near & ~((slope - tangent).abs() > rounding), tangent, slope)
+    return slope * x
+
+
+def _derivative(call: Call, at: Tensor) -> Tensor:
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(call.on(at).sum(), at)[0]
+
+
+def _bilinear(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
+    r"""$\Delta(ab) = \Delta a \, \bar b + \bar a \, \Delta b$, for every product that is linear in both."""
+    tensors = call.tensors()
+    if len(reference) == 1:
+        return None if call.name == "einsum" else call.run()
+    means = [(t.detach() + t0) / 2 for t, t0 in zip(tensors, reference, strict=True)]
+    terms = (iter([tensors[0], means[1]]), iter([means[0], tensors[1]]))
+    left, right = (call.mapped(lambda _, term=term: next(term)).run() for term in terms)  # type: ignore[misc]
+    return left + right
+
+
+def _quotient(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
+    """A product with the reciprocal, whose secant is $-1 / (b b_0)$."""
+    over, under = call.args[:2]
+    if not isinstance(under, Tensor) or not propagation.depends(under):
+        return call.run()
+    under0 = reference[-1]
+    reciprocal = -under / (under.detach() * under0)
+    if len(reference) == 1:
+        return over * reciprocal
+    mean = (1 / under.detach() + 1 / under0) / 2
+    return over * mean + (over.detach() + reference[0]) / 2 * reciprocal
+
+
+def _softmax(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor:
+    r"""Through $u = z - \log \sum e^z$ and, for softmax, $e^u$.
+
+    The secant of $e^z$ is the logarithmic mean of its ends, $e^{\bar z} \sinh(\Delta z / 2) / (\Delta z / 2)$, and that
+    of the logarithm is one over it.
+    """
+    z, (z0,) = call.args[0], reference
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
+    with torch.no_grad():
+        total, total0 = z.logsumexp(dim, keepdim=True), z0.logsumexp(dim, keepdim=True)
+        # A position that is masked out for both takes and gives nothing.
+        open_ = z.isfinite() & z0.isfinite()
+        weights = torch.where(open_, (_log_mean(z, z0) - _log_mean(total, total0)).exp(), 0.0)
+        means = torch.where(open_, _log_mean(z - total, z0 - total0).exp(), 0.0)
+    z = z.masked_fill(~open_, 0.0)
+    shifted = z - (weights * z).sum(dim, keepdim=True)
+    return shifted if call.name == "log_softmax" else means * shifted
+
+
+def _log_mean(z: Tensor, z0: Tensor) -> Tensor:
+    """The logarithm of the logarithmic mean of $e^z$ and $e^{z_0}$."""
+    half = ((z - z0) / 2).abs()
+    exact = half + (-torch.expm1(-2 * half)).log() - (2 * half).log()
+    return (z + z0) / 2 + torch.where(half < 0.01, half**2 / 6 - half**4 / 180, exact)
+
+
+def _normalized(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
+    """The centred sample times one over its deviation, whose secant by the variance is $-1 / (s s_0 (s + s_0))$."""
+    norm = SampleNorm.of(call)
+    if norm is None or len(reference) != 1:
+        return None
+    x = call.args[0]
+    centred, centred0 = norm.centred(x), norm.centred(reference[0])
+    with torch.no_grad():
+        scale, scale0 = norm.scale(centred), norm.scale(centred0)
+        slope = -(scale * scale0) / (1 / scale + 1 / scale0)
+    variance = ((centred.detach() + centred0) * centred).mean(norm.axes, keepdim=True)
+    result = centred * (scale + scale0) / 2 + (centred.detach() + centred0) / 2 * slope * variance
+    return result.view_as(x) * norm.weight
+
+
+def _maximum(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
+    """All to the winner of the sample where the maximum grew, to that of the baseline where it fell."""
+    x, (x0,) = call.args[0], reference
+    if not isinstance(call.run(), Tensor):
+        return None
+    adaptive = call.name.startswith("adaptive")
+    pool = getattr(F, call.name)
+    options = {key: value for key, value in call.kwargs.items() if key != "return_indices"}
+    arguments = call.args[1 : 2 if adaptive else 6]
+    with torch.no_grad():
+        (top, winner), (top0, winner0) = (pool(each, *arguments, **options, return_indices=True) for each in (x, x0))
+        chosen = torch.where(top >= top0, winner, winner0).flatten(2)
+        difference = (x - x0).flatten(2).gather(2, chosen)
+        slope = torch.where(difference == 0, 1.0, (top - top0).flatten(2) / difference)
+    return (slope * x.flatten(2).gather(2, chosen)).view_as(top)
+
+
+def _vector_norm(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
+    r"""$\Delta |x| = \frac{x + x_0}{|x| + |x_0|} \cdot \Delta x$."""
+    (x, order, dim, keepdim), _, _ = call.split("x", "ord", "dim", "keepdim")
+    if call.name != "linalg_vector_norm" or order not in (2, None):
+        return None
+    (x0,) = reference
+    with torch.no_grad():
+        total = call.run() + call.on(x0)
+    return ((x.detach() + x0) * x).sum(dim, keepdim=bool(keepdim)) / torch.where(total == 0, 1.0, total)
+
+
+SECANTS = {
+    "activation": _element_wise,
+    "elementwise": _element_wise,
+    "product": _bilinear,
+    "matmul": _bilinear,
+    "quotient": _quotient,
+    "softmax": _softmax,
+    "normalization": _normalized,
+    "maximum": _maximum,
+    "norm": _vector_norm,
+}
+"""Family -> (propagation, call, the baseline's arguments) -> a linear surrogate with the right backward pass."""
