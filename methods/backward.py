@@ -24,6 +24,7 @@ def guided_backprop(
     r"""Guided backpropagation: at each activation, $R_{in} = \max(0, R_{out}) \cdot \sigma'(z)$.
 
     For a ReLU that is the rule of the paper, $\max(0, R_{out}) \cdot 1[z > 0]$; other activations of a single number,
-    in any form, keep their own derivative. Everything else passes its gradient.
+    in any form, keep their own derivative. Everything else passes its gradient; a `clamp` that does not cut at zero is
+    no activation.
     """
     return ruled_gradients(model, x, target, GUIDED, "guided_backprop")[0]

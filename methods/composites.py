@@ -107,8 +107,10 @@ def of_one_number(propagation: Propagation, call: Call) -> bool:
 
 
 def _guided(propagation: Propagation, call: Call) -> Any:
-    output = plain(propagation, call.aside()) if of_one_number(propagation, call) else None
-    if output is not None:
+    if not of_one_number(propagation, call):
+        return None
+    output = plain(propagation, call.aside())
+    if output is not None and (call.name not in LIMITS or _cuts_at_zero(call)):
         output.register_hook(lambda gradient: gradient.clamp(min=0))
     return output
 
@@ -121,12 +123,15 @@ def _reconstructed(propagation: Propagation, call: Call) -> Any:
     return output
 
 
+LIMITS = frozenset("clamp clamp_min clamp_max maximum minimum".split())
+"""Activations only where they cut at zero; elsewhere they guard a value, such as a norm before a division."""
+
 RECTIFIERS = frozenset("relu relu6 leaky_relu prelu elu selu celu gelu silu mish hardswish softplus".split())
 
 
 def _cuts_at_zero(call: Call) -> bool:
     """Whether a bound makes a rectifier: nothing below zero passes, and numbers just above it do."""
-    if call.name not in ("hardtanh", "clamp", "clamp_min", "threshold", "maximum"):
+    if call.name not in LIMITS | {"hardtanh", "threshold"}:
         return False
     x, *bounds = call.tensors()
     shape = x.shape if bounds else ()

@@ -144,8 +144,8 @@ class AlphaBeta(LinearRule):
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
         """As `LinearRule`. Relevance that meets a denominator of zero is lost."""
-        up, down = linear.weight.clamp(min=0), linear.weight.clamp(max=0)
-        positive, negative = _parts(linear.bias if self.bias else None)
+        up, down = _signed(linear.weight, 0.0, 1.0)
+        positive, negative = _signed(linear.bias if self.bias else None, 0.0, 1.0)
         terms = [(up, down, positive, self.alpha * relevance), (down, up, negative, -self.beta * relevance)]
         return _shared(linear, a, terms if self.beta else terms[:1])
 
@@ -162,11 +162,8 @@ class Gamma(LinearRule):
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
         """As `LinearRule`."""
-        weight = linear.weight
-        up, down = weight + self.gamma * weight.clamp(min=0), weight + self.gamma * weight.clamp(max=0)
-        positive, negative = _parts(linear.bias)
-        if linear.bias is not None:
-            positive, negative = linear.bias + self.gamma * positive, linear.bias + self.gamma * negative
+        up, down = _signed(linear.weight, 1.0, self.gamma)
+        positive, negative = _signed(linear.bias, 1.0, self.gamma)
         above, below = relevance * (z > 0), relevance * (z < 0)
         terms = [(up, down, positive, above), (down, up, negative, below)]
         return _shared(linear, a, terms if bool(below.any()) else terms[:1])
@@ -204,8 +201,11 @@ class Box(LinearRule):
         return _undivided(linear, [(a, weight), (low, weight.clamp(min=0)), (high, weight.clamp(max=0))], relevance)
 
 
-def _parts(bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if bias is None else (bias.clamp(min=0), bias.clamp(max=0))
+def _signed(tensor: Tensor | None, whole: float, gain: float) -> Any:
+    """The tensor times `whole` with its positive parts times `gain` added, and the same with its negative parts."""
+    if tensor is None:
+        return None, None
+    return whole * tensor + gain * tensor.clamp(min=0), whole * tensor + gain * tensor.clamp(max=0)
 
 
 Term = tuple[Tensor, Tensor, Tensor | None, Tensor]

@@ -148,7 +148,7 @@ SMOOTH = {
     "Tensor.tanh": Tensor.tanh,
     "torch.sigmoid": torch.sigmoid,
     "nn.Hardsigmoid": nn.Hardsigmoid(),
-    "clamp on both sides of zero": lambda z: z.clamp(-1, 1),
+    "hardtanh": F.hardtanh,
 }
 
 
@@ -166,6 +166,12 @@ def test_guided_backprop_keeps_the_derivative_of_other_activations(activation, m
     for layer, slope in zip(layers[-2::-1], slopes[::-1], strict=True):
         relevance = (relevance.clamp(min=0) * slope) @ layer.weight
     torch.testing.assert_close(guided_backprop(model, x, target), relevance.detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("limit", [lambda z: z.clamp(-1, 1), lambda z: z.clamp_min(-0.5), lambda z: z.clamp(max=1)])
+def test_guided_backprop_passes_the_gradient_of_a_limit_that_is_no_rectifier(limit, mlp_batch):
+    model, (x, target) = spelled(limit), mlp_batch
+    torch.testing.assert_close(guided_backprop(model, x, target), gradient(model, x, target), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["nn.GELU", "F.silu in place", "F.leaky_relu", "F.softplus"])
