@@ -13,9 +13,9 @@ from harness.catalogue import DATA
 from harness.data import images
 from harness.data.audio import EXTENSIONS as SOUNDS
 from harness.data.images import EXTENSIONS as PICTURES
-from harness.doctor import guess_shape
 from harness.places import Place
 from harness.registry import nearest
+from harness.shapes import guess_shape
 from harness.study import ModelEntry, models_of
 from harness.subjects import load_source
 from harness.types import InputError

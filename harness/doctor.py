@@ -18,7 +18,7 @@ from harness.findings import Finding, in_gradient, in_model, in_output, in_repet
 from harness.models.loaded import FIRST_READABLE, RANDOM, LoadedModel, NoWeightsError, Wanted, load_model
 from harness.places import Place
 from harness.progress import silent
-from harness.random import Draws
+from harness.shapes import NOISE_ENDS, guess_shape, noise
 from harness.space import InputSpace
 from harness.study import DataEntry, ModelEntry, head_of, models_of
 from harness.subjects import Reader, Subject, candidates, load_data, load_source
@@ -34,9 +34,6 @@ CHANCE_LEVEL = 0.05
 BATCH = 32
 LARGEST_TRIED = 4096
 SHARE_OF_MEMORY = 0.5
-IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 384, 128, 256, 16, 8)
-SIGNAL_LENGTHS = (8000, 1000, 128)
-UNKNOWN_SHAPE_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def applicability_of(models: Sequence[str], base: Path, *, device: torch.device,
     for position, entry in enumerate(models_of(names, None, Place("arguments"), needs_data=False)):
         progress("models", position / len(names), entry.name)
         source = load_source(entry, base)
-        data = noise(source.shape or guess_shape(source.build((), 0)))
+        data = noise(source.shape or guess_shape(source.build((), 0)), ends=NOISE_ENDS)
         model = load_model(source, data, Wanted(RANDOM), seed=0, device=device, progress=progress)
         tables[entry.name] = _methods(entry.name, model, data, progress)
     progress("models", 1.0, "")
@@ -360,40 +357,3 @@ def _free_memory() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 4 * 2**30  # a modest machine, where nothing says better
-
-
-def guess_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape of an input that the model takes, by trying those that fit its first layer.
-
-    Raises:
-        InputError: none of them does.
-    """
-    candidates: list[tuple[int, ...]] = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            candidates += [(module.in_channels, side, side) for side in IMAGE_SIDES]
-        elif isinstance(module, nn.Conv1d):
-            candidates += [(module.in_channels, length) for length in SIGNAL_LENGTHS]
-        elif isinstance(module, nn.Linear):
-            side = round(module.in_features**0.5)
-            candidates += [(module.in_features,)] + [(1, side, side)] * (side**2 == module.in_features)
-        if candidates:
-            break
-    model.eval()
-    parameter = next(model.parameters(), torch.zeros(0))
-    for shape in candidates:
-        try:
-            with torch.no_grad():
-                model(torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device))
-        except Exception:
-            continue
-        return shape
-    raise InputError("nothing says the shape of an input: give data after the model")
-
-
-def noise(shape: tuple[int, ...]) -> Data:
-    """Standard normal samples, for a model that comes without data."""
-    ids = [f"noise/{row}" for row in range(UNKNOWN_SHAPE_SAMPLES)]
-    x = Draws.of(ids, "noise").normal(*shape).float()
-    # Networks that take the shape of their data get ten outputs; others know their own number.
-    return of_tensors("noise", x, None, InputSpace.undeclared(x), ids=ids, classes=tuple("0123456789"))

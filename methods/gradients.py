@@ -42,7 +42,7 @@ def input_x_gradient(
 
 @method(family="gradient", cite="gupta2019simple")
 def competitive_gradients(
-    model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"], *, rivals: NonNegative = 0
+    model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"], *, rivals: NonNegative = 9
 ) -> Float[Tensor, "n *shape"]:
     r"""Competitive gradient times input: $x \odot \nabla_x f_t(x)$ where no other class has more of it, else zero.
 
@@ -55,7 +55,8 @@ def competitive_gradients(
         model: returns logits [n, classes].
         x: the samples.
         target: the explained class of each.
-        rivals: how many of the other classes compete, those with the highest logits; 0 for all, as in the paper.
+        rivals: how many of the other classes compete, those with the highest logits; 0 for all, as in the paper, at
+            the cost of a backward pass each.
     """
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():

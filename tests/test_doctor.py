@@ -14,7 +14,8 @@ from torch import nn
 import harness
 from cases import Linear, network, relu_mlp
 from harness.catalogue import METHODS
-from harness.doctor import cost_of, doctor, guess_shape
+from harness.doctor import cost_of, doctor
+from harness.shapes import guess_shape
 from harness.types import InputError, NotApplicableError
 
 FACTORIES = f"""
