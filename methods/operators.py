@@ -80,6 +80,7 @@ _ALIASES = {
     "concat": "cat",
     "concatenate": "cat",
 }
+_FIRST = ("input", "self", "tensors", "tensor", "x")
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow")
 VALUE_FREE = frozenset(
     """
@@ -107,8 +108,8 @@ class Call:
         """The call with the operator's plain name and its first argument in front."""
         spelled = function.__name__.partition(".")[0]
         bare = spelled.strip("_")
-        if "input" in kwargs and not args:
-            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        if not args and (key := next((key for key in _FIRST if key in kwargs), "")):
+            args, kwargs = (kwargs[key],), {name: value for name, value in kwargs.items() if name != key}
         inplace = (spelled.endswith("_") and not spelled.endswith("__")) or bare in _IN_PLACE
         return cls(_ALIASES.get(bare, bare), function, args, kwargs, inplace)
 

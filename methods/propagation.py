@@ -133,7 +133,7 @@ class Propagation(TorchFunctionMode):
         return self._noted(self._run(call), True)
 
     def _run(self, call: Call) -> Any:
-        first = call.args[0]
+        first = call.args[0] if call.args else None
         if call.name in STRUCTURE and isinstance(first, Tensor) and first in self.raw:
             output = call.run()
             if isinstance(output, Tensor):
@@ -152,7 +152,7 @@ class Propagation(TorchFunctionMode):
 
     def run(self, call: Call, covered: bool) -> Any:
         """The operator with its own backward pass: right by a rule, or refused where it does more than sum and move."""
-        first, call = call.args[0], self.settled(call)
+        first, call = call.args[0] if call.args else None, self.settled(call)
         before = _nodes(call.tensors())
         if call.name == "setitem" and call.args[0] is first:
             call.run()

@@ -106,6 +106,15 @@ def test_float32_is_close_to_float64(name, shape):
     torch.testing.assert_close(single.double() / scale, double / scale, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", ["functional", "vit"])
+@every_method
+def test_half_precision_stays_half_precision(name, shape):
+    if (name, shape) not in REFUSALS:
+        maps = explain(name, *network(shape, torch.bfloat16))
+        assert maps.dtype == torch.bfloat16
+        assert maps.isfinite().all()
+
+
 @every_method
 def test_new_noise_comes_with_a_new_seed_and_only_for_stochastic_methods(name):
     model, x, target = network("modules")

@@ -3,15 +3,18 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from torch import nn
 
 import harness
+from harness import handbook
 from harness.study import load_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+METHODS_README = (ROOT / "methods" / "README.md").read_text()
 
 
 def blocks(language):
@@ -55,6 +58,26 @@ def test_the_new_method_and_metric_run(tmp_path):
 def test_what_it_points_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
         assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^)#]+)\)", METHODS_README):
+        assert (ROOT / "methods" / target).exists(), target
+
+
+def test_the_table_of_methods_is_that_of_the_registry():
+    table = METHODS_README.partition(handbook.MARKS[0])[2].partition(handbook.MARKS[1])[0]
+    assert table == handbook.table_of_methods(), "python -m harness.handbook writes it anew"
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("gupta2019simple", "Gupta and Arora 2019"),
+        ("simonyan2013deep", "Simonyan et al. 2013"),
+        ("srinivas2019full", "Srinivas and Fleuret 2019"),
+        ("", ""),
+    ],
+)
+def test_a_source_is_told_by_its_authors(key, text):
+    assert handbook.cited(key) == text
 
 
 def test_its_commands_exist():

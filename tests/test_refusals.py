@@ -161,3 +161,17 @@ def test_operators_beside_the_path_from_the_input_are_no_strangers(name, frozen,
     maps = explain(name, model, *batch)
     assert maps.abs().max() > 0
     torch.testing.assert_close(maps, explain(name, by_hand, *batch), rtol=1e-12, atol=1e-12)
+
+
+@every_ruled
+def test_arguments_may_be_given_by_keyword(name, batch):
+    class Keywords(Between):
+        def forward(self, x):
+            first, second, third, last = self.layers
+            a = torch.relu(input=F.linear(input=x, weight=first.weight, bias=first.bias))
+            b = F.relu(input=torch.add(input=second(torch.cat(tensors=[a], dim=1)), other=0.0))
+            b = torch.relu(third(b))
+            return F.linear(b, bias=last.bias, weight=last.weight)
+
+    expected = explain(name, Between(F.relu).eval(), *batch)
+    torch.testing.assert_close(explain(name, Keywords(None).eval(), *batch), expected, rtol=1e-12, atol=1e-12)
