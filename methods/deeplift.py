@@ -6,17 +6,25 @@ that its contributions add up to its difference exactly: products symmetrically,
 closed forms. The map then sums to the difference of the outputs on every network without refused operators.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from harness.methods.composites import PLAIN, of_one_number, ruled_gradients
+from harness.methods.composites import (
+    BATCH_NORM,
+    PLAIN,
+    must_add_up,
+    of_one_number,
+    plain_batch_norm,
+    plain_linear,
+    ruled_score,
+)
 from harness.methods.operators import Call
-from harness.methods.propagation import Propagation, Rule
+from harness.methods.propagation import Notes, Propagation, Rule
 from harness.methods.rules import SampleNorm, Scaled
 from harness.registry import method
 from harness.types import NotApplicableError
@@ -27,9 +35,14 @@ NEAR = 10_000
 
 @method(family="backward rule", cite="shrikumar2017learning", conserves="difference")
 def deeplift(
-    model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"], *, baseline: Float[Tensor, "n *shape"]
+    model: nn.Module,
+    x: Float[Tensor, "n *shape"],
+    target: Int[Tensor, " n"],
+    *,
+    baseline: Float[Tensor, "n *shape"],
+    rule: Literal["rescale", "reveal_cancel"] = "rescale",
 ) -> Float[Tensor, "n *shape"]:
-    r"""DeepLIFT with the rescale rule: $(x - b) \odot m$, activations multiplying by $\Delta \sigma / \Delta z$.
+    r"""DeepLIFT: $(x - b) \odot m$, activations multiplying by $\Delta \sigma / \Delta z$.
 
     A product $ab$ passes $\bar b$ to $a$ and $\bar a$ to $b$, the means of sample and baseline; a maximum goes to the
     winner of the sample where it grew and to that of the baseline where it fell; softmax, layer norm and division
@@ -40,17 +53,22 @@ def deeplift(
         x: the samples.
         target: the explained class of each.
         baseline: $b$, in the units of `x`.
+        rule: of activations; "reveal_cancel" tells positive and negative contributions apart where an activation
+            follows a linear operator.
 
     Raises:
         NotApplicableError: an operator has no rule, or sample and baseline take different ways through the model.
     """
-    rescale = Rescale()
+    rules = RevealCancel() if rule == "reveal_cancel" else Rescale()
     with torch.enable_grad():
         entered = baseline.detach().requires_grad_().clone()
-        with Propagation(rescale.recording(), entered):
-            model(entered)
-    (multipliers,) = ruled_gradients(model, x, target, rescale.rules(), "deeplift")
-    return (x.detach() - baseline) * multipliers
+        with Propagation(rules.recording(), entered):
+            start = model(entered).gather(1, target[:, None])[:, 0].detach()
+    score, leaf = ruled_score(model, x, target, rules.rules(), "deeplift")
+    (multipliers,) = torch.autograd.grad(score.sum(), leaf)
+    maps = (x.detach() - baseline) * multipliers
+    must_add_up("deeplift", maps, score.detach() - start)
+    return maps
 
 
 class Rescale:
@@ -60,6 +78,11 @@ class Rescale:
         self._memory: list[tuple[str, list[Tensor]]] = []
         self._read: Iterator[tuple[str, list[Tensor]]] = iter(())
 
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The families whose arguments the baseline's pass leaves behind."""
+        return tuple(SECANTS)
+
     def recording(self) -> dict[str, Rule]:
         """For the baseline, which comes first."""
 
@@ -68,31 +91,110 @@ class Rescale:
             self._memory.append((call.name, [t.detach().clone() for t in call.tensors() if propagation.depends(t)]))
             return propagation.run(call, covered=True)
 
-        return {**PLAIN, **dict.fromkeys(SECANTS, record)}
+        return {**PLAIN, **dict.fromkeys(self.recorded, record)}
 
     def rules(self) -> dict[str, Rule]:
         """For the sample."""
         self._read = iter(self._memory)
         return {**PLAIN, **{family: self._compared(secant) for family, secant in SECANTS.items()}}
 
+    def reference(self, propagation: Propagation, call: Call) -> list[Tensor]:
+        """What the baseline had where the sample now has its tensors.
+
+        Raises:
+            NotApplicableError: the baseline went another way through the model.
+        """
+        name, reference = next(self._read, ("nothing", []))
+        shapes = [tensor.shape for tensor in call.tensors() if propagation.depends(tensor)]
+        if name != call.name or [tensor.shape for tensor in reference] != shapes:
+            raise NotApplicableError(
+                f"deeplift: the model calls {call.name} for the sample where it calls {name} for the baseline"
+            )
+        return reference
+
+    def substituted(self, propagation: Propagation, call: Call, surrogate: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The value of the call with the backward pass of `surrogate`."""
+        propagation.cover(surrogate, [tensor.grad_fn for tensor in inputs], call.name)
+        return Scaled.apply(surrogate, lambda _: (call.run(), 1.0))
+
     def _compared(self, secant: Any) -> Rule:
         def rule(propagation: Propagation, call: Call) -> Any:
-            name, reference = next(self._read, ("nothing", []))
+            reference = self.reference(propagation, call)
             tensors = [t for t in call.tensors() if propagation.depends(t)]
-            if name != call.name or [t.shape for t in reference] != [t.shape for t in tensors]:
-                raise NotApplicableError(
-                    f"deeplift: the model calls {call.name} for the sample where it calls {name} for the baseline"
-                )
             if not all(t.requires_grad for t in tensors):
                 return None
-            call = propagation.settled(call).aside()
+            call = call.aside()
             surrogate = secant(propagation, call, reference)
-            if surrogate is None:
-                return None
-            propagation.cover(surrogate, [t.grad_fn for t in tensors], call.name)
-            return Scaled.apply(surrogate, lambda _: (call.run(), 1.0))
+            return None if surrogate is None else self.substituted(propagation, call, surrogate, tensors)
 
         return rule
+
+
+class RevealCancel(Rescale):
+    r"""Rescale, but where an activation follows a linear operator, perhaps with a batch norm between them.
+
+    There $\Delta z = \Delta z^+ + \Delta z^-$, the sums of positive and of negative contributions $w_j \Delta a_j$, and
+    $\Delta y^+$ is the mean of what $\Delta z^+$ changes before and after $\Delta z^-$ is added, $\Delta y^-$ likewise:
+    the Shapley values of the two (`shrikumar2017learning`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts = Notes()
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The families whose arguments the baseline's pass leaves behind."""
+        return (*super().recorded, "dense", "convolution")
+
+    def rules(self) -> dict[str, Rule]:
+        """For the sample."""
+        rescale = super().rules()
+
+        def activation(propagation: Propagation, call: Call) -> Any:
+            parts = self._parts.get(call.args[0])
+            return (
+                rescale["activation"](propagation, call) if parts is None else self._revealed(propagation, call, parts)
+            )
+
+        linear = dict.fromkeys(("dense", "convolution"), self._linear)
+        return {**rescale, **linear, "batch_norm": self._batch_norm, "activation": activation}
+
+    def _linear(self, propagation: Propagation, call: Call) -> Any:
+        reference = self.reference(propagation, call)
+        output = plain_linear(propagation, call)
+        if output is not None:
+            (a, weight, _), rest, kwargs = call.split("input", "weight", "bias")
+            change = a - reference[0]
+            ups, downs = change * (change > 0), change * (change < 0)
+            rising, falling = weight.clamp(min=0), weight.clamp(max=0)
+            parts = [
+                call.function(ups, one, None, *rest, **kwargs) + call.function(downs, other, None, *rest, **kwargs)
+                for one, other in ((rising, falling), (falling, rising))
+            ]
+            self._parts[output] = propagation.cover(parts, [a.grad_fn], call.name)
+        return output
+
+    def _batch_norm(self, propagation: Propagation, call: Call) -> Any:
+        x, weight, _, _, variance, _, _, eps = call.split(*BATCH_NORM)[0]
+        output = plain_batch_norm(propagation, call)
+        if output is not None and (parts := self._parts.get(x)) is not None:
+            scale = ((variance + eps).rsqrt() * (1 if weight is None else weight)).view(-1, *(1,) * (x.ndim - 2))
+            scaled = [scale * torch.where(scale > 0, one, other) for one, other in (parts, parts[::-1])]
+            self._parts[output] = propagation.cover(scaled, [part.grad_fn for part in parts], call.name)
+        return output
+
+    def _revealed(self, propagation: Propagation, call: Call, parts: list[Tensor]) -> Any:
+        (z0,) = self.reference(propagation, call)
+        if not of_one_number(propagation, call):
+            return None
+        with torch.no_grad():
+            rise, fall = parts
+            start, risen, fallen, end = (call.on(z) for z in (z0, z0 + rise, z0 + fall, z0 + rise + fall))
+            changes = (risen - start + end - fallen) / 2, (fallen - start + end - risen) / 2
+            slopes = [torch.where(part == 0, 0.0, change / part) for change, part in zip(changes, parts, strict=True)]
+        surrogate = slopes[0] * parts[0] + slopes[1] * parts[1]
+        return self.substituted(propagation, call.aside(), surrogate, parts)
 
 
 def _element_wise(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
@@ -132,7 +234,9 @@ def _bilinear(propagation: Propagation, call: Call, reference: list[Tensor]) -> 
 
 def _quotient(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
     """A product with the reciprocal, whose secant is $-1 / (b b_0)$."""
-    over, under = call.args[:2]
+    (over, under), _, options = call.split("input", "other")
+    if options.get("rounding_mode"):
+        return None
     if not isinstance(under, Tensor) or not propagation.depends(under):
         return call.run()
     under0 = reference[-1]
@@ -187,7 +291,8 @@ def _normalized(propagation: Propagation, call: Call, reference: list[Tensor]) -
 def _maximum(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
     """All to the winner of the sample where the maximum grew, to that of the baseline where it fell."""
     x, (x0,) = call.args[0], reference
-    if not isinstance(call.run(), Tensor):
+    axes = int(call.name.partition("pool")[2][0])
+    if not isinstance(call.run(), Tensor) or x.ndim != axes + 2:
         return None
     adaptive = call.name.startswith("adaptive")
     pool = getattr(F, call.name)

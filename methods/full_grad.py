@@ -7,12 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from harness.methods.composites import PLAIN, plain, plain_batch_norm, plain_linear, ruled_gradients
+from harness.methods.composites import PLAIN, must_add_up, plain, plain_batch_norm, plain_linear, ruled_score
 from harness.methods.operators import Call
 from harness.methods.propagation import Propagation, Rule
 from harness.registry import method
 
-MODES = {1: "linear", 2: "bilinear"}
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @method(family="gradient", cite="srinivas2019full", conserves="output")
@@ -31,12 +31,14 @@ def full_grad(
         NotApplicableError: an operator has a bias of its own that is not known, such as a norm or a product.
     """
     ledger = Ledger()
-    gradient, *others = ruled_gradients(model, x, target, ledger.rules(), "full_grad", also=ledger.outputs)
+    score, leaf = ruled_score(model, x, target, ledger.rules(), "full_grad")
+    gradient, *others = torch.autograd.grad(score.sum(), [leaf, *ledger.outputs], allow_unused=True)
     total = x * gradient if x.ndim == 2 else (x * gradient).sum(1, keepdim=True)
     for bias, at_output in zip(ledger.biases, others, strict=True):
         if at_output is not None:
             total = total + _at_positions(bias * at_output, total)
-    return total.detach()
+    must_add_up("full_grad", total, score.detach())
+    return total
 
 
 class Ledger:

@@ -20,8 +20,8 @@ FAMILIES = {
         "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
         "matmul": "matmul mm bmm mv einsum",
         "activation": """relu relu6 hardtanh clamp clamp_min clamp_max threshold maximum minimum leaky_relu prelu elu
-            selu celu gelu silu mish hardswish softplus sigmoid hardsigmoid logsigmoid tanh softsign tanhshrink
-            hardshrink softshrink""",
+            selu celu gelu silu mish hardswish softplus sigmoid hardsigmoid logsigmoid log_sigmoid tanh softsign
+            tanhshrink hardshrink softshrink""",
         "product": "mul",
         "quotient": "div",
         "batch_norm": "batch_norm",
@@ -30,7 +30,7 @@ FAMILIES = {
         "maximum": """max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
             max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d""",
         "index": "getitem gather index_select take_along_dim masked_fill",
-        "sum": "add sub rsub",
+        "sum": "add sub subtract rsub",
         "elementwise": "exp log sqrt rsqrt reciprocal pow square sin cos erf",
         "norm": "linalg_vector_norm norm var std var_mean",
     }.items()
@@ -43,7 +43,7 @@ STRUCTURE = frozenset(
     view reshape permute transpose t flatten unflatten squeeze unsqueeze expand expand_as broadcast_to contiguous clone
     to float double half bfloat16 type_as type chunk split tensor_split unbind getitem narrow select roll flip repeat
     repeat_interleave tile movedim moveaxis swapaxes swapdims dropout pad unfold pixel_shuffle pixel_unshuffle
-    channel_shuffle get
+    channel_shuffle get cat stack swapaxes index_select masked_fill positive
     """.split()
 )
 """Operators that only move numbers about, so that what is known of a tensor holds for the result."""
@@ -85,10 +85,19 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow")
 VALUE_FREE = frozenset(
     """
     size dim numel stride nelement ndimension element_size is_contiguous get_device zeros_like ones_like empty_like
-    full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor
+    rand_like randn_like new_zeros new_ones new_empty is_floating_point is_complex storage_offset data_ptr
+    untyped_storage
     """.split()
 )
 """Operators whose result does not depend on the values of the tensor."""
+
+HOOKING = frozenset("register_hook retain_grad set".split())
+"""Calls that leave something on the tensor itself."""
+
+ATOMIC = HOOKING | {"softsign", "tanhshrink"}
+"""Functions written in Python that are one operator all the same."""
+
+COPIES = frozenset("clone contiguous to".split())
 PERHAPS_NOTHING = frozenset("get dropout feature_dropout alpha_dropout contiguous to float double".split())
 _OVERRIDES = {f"has_torch_function{end}": lambda *_: False for end in ("", "_unary", "_variadic")}
 
@@ -186,10 +195,14 @@ def _attention(
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        masked = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if masked else scores + attn_mask
-    return scores.softmax(-1) @ value
+    if attn_mask is None:
+        return scores.softmax(-1) @ value
+    masked = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf
+    # Who may attend to nothing gets zeros.
+    nothing = masked.all(-1, keepdim=True)
+    scores = scores if attn_mask.dtype == torch.bool else scores + attn_mask
+    scores = scores.masked_fill(masked, -torch.inf).masked_fill(nothing, 0.0)
+    return scores.softmax(-1).masked_fill(nothing, 0.0) @ value
 
 
 def _added_product(input: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:  # noqa: A002

@@ -7,7 +7,7 @@ and output that no rule made, and that is not one of a few additive and structur
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -18,8 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from harness.methods.operators import (
+    ATOMIC,
+    COPIES,
     DECOMPOSED,
     FAMILIES,
+    HOOKING,
     PERHAPS_NOTHING,
     STRUCTURE,
     TRANSPARENT,
@@ -57,8 +60,29 @@ class Pending(ABC):
     """A linear operator whose rule waits for what comes next."""
 
     @abstractmethod
-    def settle(self, propagation: "Propagation", output: Tensor) -> None:
-        """Give `output` its rule now."""
+    def settle(self, propagation: "Propagation", output: Tensor, inplace: bool) -> Tensor:
+        """`output` with its rule: the same object, or an alias that is only read."""
+
+
+class Notes:
+    """What is known of tensors, for as long as nobody writes into them unseen."""
+
+    def __init__(self) -> None:
+        self._notes = WeakTensorKeyDictionary()
+
+    def get(self, tensor: Tensor) -> Any:
+        """The note; None where there is none, or no longer."""
+        note, version = self._notes.get(tensor, (None, 0))
+        return note if note is not None and version == tensor._version else None
+
+    def __setitem__(self, tensor: Tensor, note: Any) -> None:
+        self._notes[tensor] = (note, tensor._version)
+
+    def __contains__(self, tensor: object) -> bool:
+        return isinstance(tensor, Tensor) and self.get(tensor) is not None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(list(self._notes))
 
 
 class Propagation(TorchFunctionMode):
@@ -76,24 +100,37 @@ class Propagation(TorchFunctionMode):
     def __init__(self, rules: Mapping[str, Rule], leaf: Tensor) -> None:
         super().__init__()
         self.rules = rules
-        self.pending, self.gates, self.raw, self._dependent = (WeakTensorKeyDictionary() for _ in range(4))
+        self.pending, self.gates, self.raw, self._constant = (Notes() for _ in range(4))
+        self._dependent = WeakTensorKeyDictionary()
         self._dependent[leaf] = True
+        self._entry = leaf.grad_fn
         self._made: dict[Any, tuple[str, bool]] = {}
         self._opening: list[Callable[..., Any]] = []
+        self._hooks = _saving_hooks()
 
     def depends(self, tensor: Tensor) -> bool:
-        """Whether the tensor depends on the input, differentiably or not. What nobody saw being made does."""
-        known = self._dependent.get(tensor)
-        return tensor.grad_fn is not None if known is None else bool(known)
+        """Whether the tensor depends on the input, differentiably or not."""
+        if tensor in self._dependent:
+            return True
+        if tensor.grad_fn is None or tensor in self._constant:
+            return False
+        return self._entry in ancestors(tensor.grad_fn)
 
     def settled(self, call: Call) -> Call:
         """The call with every linear operator before it ruled, and in the units that all rules but the first expect."""
-        for tensor in call.tensors():
-            if linear := self.pending.pop(tensor, None):
-                linear.settle(self, tensor)
-        if not any(tensor in self.raw for tensor in call.tensors()):
-            return call
-        return call.mapped(lambda tensor: Converted.apply(tensor) if tensor in self.raw else tensor)
+        # What shares memory with the output of a linear operator must share its history too.
+        shares = call.inplace or call.name == "setitem" or call.name in STRUCTURE | HOOKING
+
+        def ready(tensor: Tensor) -> Tensor:
+            if (linear := self.pending.get(tensor)) is not None:
+                tensor = linear.settle(self, tensor, shares)
+            elif tensor in self.raw:
+                tensor = Converted.apply(tensor)
+            self._dependent[tensor] = True
+            return tensor
+
+        waiting = [tensor in self.pending or tensor in self.raw for tensor in call.tensors()]
+        return call.mapped(lambda t: ready(t) if t in self.pending or t in self.raw else t) if any(waiting) else call
 
     def cover(self, output: Any, stop: Iterable[Any], name: str, covered: bool = True) -> Any:
         """Note of the nodes from `output` back to `stop` who made them, and whether a rule answers for them."""
@@ -108,9 +145,16 @@ class Propagation(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Hand a call to the rule of its family."""
+        """Hand a call to the rule of its family.
+
+        Raises:
+            NotApplicableError: the model uses the backward pass in its own forward pass.
+        """
         kwargs = kwargs or {}
-        if isinstance(func, FunctionType) and func not in self._opening:
+        if func in _GRADIENTS or _saving_hooks() is not self._hooks:
+            what = "takes a gradient in" if func in _GRADIENTS else "recomputes or moves what it saves for"
+            raise NotApplicableError(f"the model {what} its own pass, which the rules would change")
+        if isinstance(func, FunctionType) and func not in self._opening and func.__name__ not in ATOMIC:
             self._opening.append(func)
             try:
                 with self:
@@ -129,58 +173,84 @@ class Propagation(TorchFunctionMode):
                 return answer
         if call.name in DECOMPOSED:
             with self:
-                return DECOMPOSED[call.name](*args, **kwargs)
+                output = DECOMPOSED[call.name](*args, **kwargs)
+            return self._noted(self._write(args[0], output, call.name) if call.inplace else output, True)
         return self._noted(self._run(call), True)
 
     def _run(self, call: Call) -> Any:
         first = call.args[0] if call.args else None
-        if call.name in STRUCTURE and isinstance(first, Tensor) and first in self.raw:
-            output = call.run()
-            if isinstance(output, Tensor):
-                self.raw[output] = tuple(call.on(bound) for bound in self.raw[first])
-                return output
+        moved = self._moved(call)
+        if moved is not None:
+            return moved
         rule = self.rules.get(FAMILIES.get(call.name, ""))
         output = rule(self, call) if rule else None
         if output is None:
             output = self.run(call, covered=False)
         elif call.inplace and output is not first:
             output = self._write(first, output, call.name)
-        if call.name in STRUCTURE and isinstance(first, Tensor) and first in self.gates:
+        if call.name in STRUCTURE and first in self.gates:
             for each in tensors_in(output):
                 self.gates[each] = True
+        return output
+
+    def _moved(self, call: Call) -> Any:
+        """The input, moved, with its bounds; the output of a linear operator, copied."""
+        first, dependent = call.args[0] if call.args else None, [t for t in call.tensors() if self.depends(t)]
+        if call.name in COPIES and first in self.pending:
+            linear, output = self.pending.get(first), call.run()
+            if output.dtype == first.dtype:
+                self.pending[output] = linear
+                return output
+        if call.inplace or call.name not in STRUCTURE or not all(tensor in self.raw for tensor in dependent):
+            return None
+        output = call.run()
+        ends = [
+            call.mapped(lambda tensor, end=end: self.raw.get(tensor)[end] if tensor in self.raw else tensor).run()
+            for end in range(len(self.raw.get(dependent[0])))
+        ]
+        for place, each in enumerate(tensors_in(output)):
+            self.raw[each] = tuple(list(tensors_in(end))[place] for end in ends)
         return output
 
     def run(self, call: Call, covered: bool) -> Any:
         """The operator with its own backward pass: right by a rule, or refused where it does more than sum and move."""
         first, call = call.args[0] if call.args else None, self.settled(call)
         before = _nodes(call.tensors())
-        if call.name == "setitem" and call.args[0] is first:
+        if call.name == "setitem":
             call.run()
-            self._noted(first, True)
             # The assignment hides inside a node of the whole tensor, and is no more than a copy.
-            return self.cover(first, before, call.name, not any(self.depends(t) for t in tensors_in(call.args[1])))
-        if call.inplace and (call.args[0] is not first or first._is_view()):
+            covered = not any(self.depends(tensor) for tensor in tensors_in(call.args[1]))
+            written = self.cover(call.args[0], before, call.name, covered)
+            return self._noted(written if written is first else self._write(first, written, call.name), True)
+        in_sight = call.args[0] is first and not (isinstance(first, Tensor) and first._is_view())
+        if call.inplace and not in_sight and call.name not in STRUCTURE:
             output = self.cover(call.on(call.args[0]), before, call.name, covered)
             return self._write(first, output, call.name)
         return self.cover(call.run(), before, call.name, covered)
 
     def _write(self, overwritten: Tensor, output: Tensor, name: str) -> Tensor:
-        """Every alias of what is written to in place must see the result, and what is known of it."""
-        known = [(notes, notes.get(output)) for notes in (self.gates, self.raw)]
+        """Every alias of what is written to in place must see the result, and what is known of it.
+
+        Raises:
+            NotApplicableError: a part of the input is overwritten where the input has a rule of its own.
+        """
+        if overwritten._is_view() and any(_share(overwritten, raw) for raw in self.raw if raw is not overwritten):
+            raise NotApplicableError("the model writes into parts of its input, which then has no known range")
+        known = [(notes, notes.get(output)) for notes in (self.pending, self.gates, self.raw)]
         before = _nodes([overwritten, output])
         # Without the detachment, zeros would flow on into what was there before; a view cannot be detached.
         written = (overwritten if overwritten._is_view() else overwritten.detach_()).copy_(output)
-        self.pending.pop(written, None)
         for notes, note in known:
-            notes.pop(written, None)
             if note is not None:
                 notes[written] = note
         return self.cover(written, before, name)
 
     def _noted(self, output: Any, depends: bool) -> Any:
         for tensor in tensors_in(output):
-            if depends or tensor.grad_fn is not None:
-                self._dependent[tensor] = depends
+            if depends:
+                self._dependent[tensor] = True
+            elif tensor.grad_fn is not None:
+                self._constant[tensor] = True
         return output
 
     def stranger(self, node: Any) -> str:
@@ -208,6 +278,29 @@ def prove_coverage(
         raise NotApplicableError(
             f"{name} has no rule for: {', '.join(strangers)} (operators that this model puts between input and output)"
         )
+
+
+_GRADIENTS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+
+
+def _saving_hooks() -> Any:
+    """The hooks that something, such as a checkpoint, has put on all tensors that are saved for a backward pass."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def ancestors(node: Any) -> set[Any]:
+    """A graph node and all nodes that its backward pass may reach."""
+    found, stack = {node}, [node]
+    while stack:
+        for parent, _ in stack.pop().next_functions:
+            if parent is not None and parent not in found:
+                found.add(parent)
+                stack.append(parent)
+    return found
 
 
 def _nodes(tensors: Iterable[Tensor]) -> list[Any]:

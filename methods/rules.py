@@ -8,7 +8,7 @@ are, and the whole of LRP-0 is the plain gradient.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.methods.operators import Call
 from harness.methods.propagation import Pending, Propagation, Ruled
+from harness.types import NotApplicableError
 
 Make = Callable[[Tensor], tuple[Tensor, Tensor | float]]
 """A tensor -> a new value in its place, and what the gradient is multiplied by on its way back."""
@@ -44,9 +45,11 @@ class Redistributed(Ruled):
     """A linear operator, perhaps with the activation behind it, whose relevance goes back by a `LinearRule`."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, z: Tensor, linear: "Linear", activate: "Activation | None") -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, z: Tensor, linear: "Linear", activate: "Activation | None", inplace: bool = False
+    ) -> Tensor:
         """The activation of `z`; without one, `z` itself with another history."""
-        if activate is None:
+        if inplace:
             ctx.mark_dirty(z)
         value = z if activate is None else activate.value(z)
         # A copy, because the model may write into the value later.
@@ -55,10 +58,16 @@ class Redistributed(Ruled):
         return value
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """By the rule."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """By the rule, in the type of the weights where the model mixes types."""
         a, value = ctx.saved_tensors
-        return ctx.linear.rule.share(ctx.linear, a, value, value * gradients[0]), None, None, None
+        kind = ctx.linear.weight.dtype
+        value = value.to(kind)
+        shared = ctx.linear.rule.share(ctx.linear, a.to(kind), value, value * gradients[0].to(kind))
+        return shared.to(a.dtype), None, None, None, None
+
+
+Channels = Literal["first", "second"] | None
 
 
 class LinearRule(ABC):
@@ -81,7 +90,8 @@ class Linear(Pending):
         weight: the weight.
         bias: in a shape that broadcasts to the output.
         rule: how relevance goes back.
-        foldable: whether the first axis of the weight is the channel of the output, so that a batch norm can be folded.
+        channels: which axis of the weight holds the channels of the output, so that a batch norm can be folded.
+        version: of the input, to tell whether it is still what it was.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -89,34 +99,50 @@ class Linear(Pending):
     weight: Tensor
     bias: Tensor | None
     rule: LinearRule
-    foldable: bool = False
+    channels: Channels = None
+    version: int = 0
 
-    def settle(self, propagation: Propagation, output: Tensor) -> None:
-        """Give `output` its rule now."""
+    def settle(self, propagation: Propagation, output: Tensor, inplace: bool) -> Tensor:
+        """`output` with its rule: the same object, or an alias that is only read."""
         if not isinstance(self.rule, Epsilon):
-            Redistributed.apply(self.a, output.detach_(), self, None)
-            return
-        self.own(propagation, output)
+            self._check()
+            return Redistributed.apply(self.a, output.detach_() if inplace else output.detach(), self, None, inplace)
+        self._own(propagation, output)
         if epsilon := self.rule.epsilon:
-            Scaled.apply(output, lambda z: (z, z / _stabilized(z, epsilon)), True)
+            return Scaled.apply(output, lambda z: (z, z / _stabilized(z, epsilon)), inplace)
+        return output
 
     def activated(self, propagation: Propagation, output: Tensor, activation: "Activation") -> Tensor:
         """The activation of `output`, both ruled in one step."""
         if not isinstance(self.rule, Epsilon):
+            self._check()
             return Redistributed.apply(self.a, output.detach(), self, activation)
-        self.own(propagation, output)
+        self._own(propagation, output)
         return activation.passed(output, self.rule.epsilon)
 
-    def own(self, propagation: Propagation, output: Tensor) -> None:
+    def _own(self, propagation: Propagation, output: Tensor) -> None:
         """The operator's own backward pass is part of the rule."""
         propagation.cover(output, [self.a.grad_fn], "linear")
 
+    def _check(self) -> None:
+        if self.a._version != self.version:
+            raise NotApplicableError("the model writes over the input of a linear operator before it uses the output")
+
     def then(self, scale: Tensor, shift: Tensor) -> "Linear":
         """The operator and an affine one for each channel behind it, as one operator."""
-        weight = self.weight * scale.view(-1, *(1,) * (self.weight.ndim - 1))
         per_channel = (-1, *(1,) * (self.weight.ndim - 2))
-        bias = shift if self.bias is None else shift + self.bias.flatten() * scale
-        return replace(self, weight=weight, bias=bias.view(per_channel))
+        if self.channels == "second":
+            groups = len(scale) // self.weight.shape[1]
+            grouped = self.weight.view(groups, -1, *self.weight.shape[1:])
+            weight = (grouped * scale.view(groups, 1, -1, *per_channel[1:])).view_as(self.weight)
+        else:
+            weight = self.weight * scale.view(-1, *(1,) * (self.weight.ndim - 1))
+        scale, shift = scale.view(per_channel), shift.view(per_channel)
+        return replace(self, weight=weight, bias=shift if self.bias is None else shift + self.bias * scale)
+
+    def plus(self, constant: Tensor | float) -> "Linear":
+        """The operator with something added that does not depend on the input."""
+        return replace(self, bias=constant + (0.0 if self.bias is None else self.bias))
 
 
 @dataclass(frozen=True)

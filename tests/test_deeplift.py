@@ -69,11 +69,12 @@ def assert_sums(model, x, baseline, target, **tolerance):
 
 
 def assert_tangent(model, x, target):
-    """Near the baseline the map is difference times gradient."""
-    step = 1e-7 * normal(*x.shape, seed=7)
-    expected = step * gradient(model, x.clone(), target)
-    maps = deeplift(model, x, target, baseline=x - step)
-    torch.testing.assert_close(maps / 1e-7, expected / 1e-7, rtol=1e-4, atol=1e-4)
+    """Near the baseline the map is difference times gradient, also where differences are mostly rounding."""
+    slope = gradient(model, x.clone(), target)
+    for size in (1e-7, 1e-15):
+        baseline = x - size * normal(*x.shape, seed=7)
+        maps = deeplift(model, x, target, baseline=baseline)
+        torch.testing.assert_close(maps / size, (x - baseline) / size * slope, rtol=1e-4, atol=1e-4)
 
 
 def literal(layers, activation, x, baseline, target):
@@ -126,11 +127,12 @@ def test_the_table_below_has_every_activation_that_the_harness_claims_to_know():
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_rescale_equals_its_definition_and_sums_for_every_activation(name):
     layers = relu_mlp((12, 8, 6, 4), bias=0.5)[::2]
-    # A unit that sees nothing of the input has no change, and passes its gradient.
-    layers[0].weight.data[0] = 0
+    # A unit in which the changes of two inputs cancel has no change, and passes its gradient.
+    layers[0].weight.data[0] = torch.tensor([1.0, 1.0] + [0.0] * 10)
     activation = ACTIVATIONS[name]
     model = nn.Sequential(layers[0], Function(activation), layers[1], Function(activation), layers[2]).eval()
     x, baseline, target = batch((3, 12))
+    x[:, :2], baseline[:, :2] = torch.tensor([0.5, -1.0]), torch.tensor([-1.0, 0.5])
     assert_sums(model, x, baseline, target)
     assert_tangent(model, x, target)
     maps = deeplift(model, x, target, baseline=baseline)

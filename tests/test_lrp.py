@@ -1,5 +1,6 @@
 """Layer-wise relevance propagation against literal twins, its identities, and every way to write a network."""
 
+import contextlib
 import copy
 from functools import partial
 
@@ -17,6 +18,7 @@ from harness.methods.integrated import integrated_gradients
 from harness.methods.propagation import Propagation
 from harness.methods.rules import Epsilon
 from harness.space import InputSpace
+from harness.types import NotApplicableError
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 KINDS = {2: "table", 3: "signal", 4: "image"}
@@ -380,7 +382,7 @@ def test_relevance_and_range_of_the_input_follow_it_through_normalization(rule):
 
 
 @pytest.mark.parametrize("method", DISTINCT)
-def test_a_linear_layer_keeps_the_input_that_it_had_when_it_is_overwritten_later(method):
+def test_a_linear_layer_whose_input_is_overwritten_later_is_explained_by_what_it_saw_or_refused(method):
     model, x, target = twin.network("ReLU")
     frozen = copy.deepcopy(model).requires_grad_(False)
 
@@ -390,4 +392,5 @@ def test_a_linear_layer_keeps_the_input_that_it_had_when_it_is_overwritten_later
         return layers[4](z + rectify(a)[:, :7])
 
     in_place, aside = (Written(frozen, partial(forward, rectify)) for rectify in (F.relu_, F.relu))
-    assert_close(explain(method, in_place, x, target), explain(method, aside, x, target))
+    with contextlib.suppress(NotApplicableError):
+        assert_close(explain(method, in_place, x, target), explain(method, aside, x, target))
