@@ -7,6 +7,7 @@ closed forms. The map then sums to the difference of the outputs on every networ
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -67,7 +68,7 @@ def deeplift(
     score, leaf = ruled_score(model, x, target, rules.rules(), "deeplift")
     (multipliers,) = torch.autograd.grad(score.sum(), leaf)
     maps = (x.detach() - baseline) * multipliers
-    must_add_up("deeplift", maps, score.detach() - start)
+    must_add_up("deeplift", maps, score.detach() - start, score.detach().abs() + start.abs())
     return maps
 
 
@@ -212,6 +213,8 @@ def _element_wise(propagation: Propagation, call: Call, reference: list[Tensor])
             tangent = _derivative(call, (x + x0) / 2)
             rounding = 4 * precision * (value.abs() + value0.abs()) / difference.abs()
             slope = torch.where(near & ~((slope - tangent).abs() > rounding), tangent, slope)
+        # Where nothing changes nothing is passed on, also where the tangent is vertical.
+        slope = torch.where((difference == 0) & ~slope.isfinite(), 0.0, slope)
     return slope * x
 
 
@@ -250,17 +253,17 @@ def _quotient(propagation: Propagation, call: Call, reference: list[Tensor]) -> 
 def _softmax(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor:
     r"""Through $u = z - \log \sum e^z$ and, for softmax, $e^u$.
 
-    The secant of $e^z$ is the logarithmic mean of its ends, $e^{\bar z} \sinh(\Delta z / 2) / (\Delta z / 2)$, and that
-    of the logarithm is one over it.
+    The secant of $e^u$ is the logarithmic mean $m$ of its ends, $e^{\bar u} \sinh(\Delta u / 2) / (\Delta u / 2)$. As
+    probabilities sum to 1, $\sum_j m_j \Delta u_j = 0$: the logarithm of the sum changes by the mean of $\Delta z$ under
+    the weights $m$.
     """
     z, (z0,) = call.args[0], reference
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)
     with torch.no_grad():
-        total, total0 = z.logsumexp(dim, keepdim=True), z0.logsumexp(dim, keepdim=True)
         # A position that is masked out for both takes and gives nothing.
         open_ = z.isfinite() & z0.isfinite()
-        weights = torch.where(open_, (_log_mean(z, z0) - _log_mean(total, total0)).exp(), 0.0)
-        means = torch.where(open_, _log_mean(z - total, z0 - total0).exp(), 0.0)
+        means = torch.where(open_, _log_mean(z.log_softmax(dim), z0.log_softmax(dim)).exp(), 0.0)
+        weights = means / means.sum(dim, keepdim=True)
     z = z.masked_fill(~open_, 0.0)
     shifted = z - (weights * z).sum(dim, keepdim=True)
     return shifted if call.name == "log_softmax" else means * shifted
@@ -291,9 +294,12 @@ def _normalized(propagation: Propagation, call: Call, reference: list[Tensor]) -
 def _maximum(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
     """All to the winner of the sample where the maximum grew, to that of the baseline where it fell."""
     x, (x0,) = call.args[0], reference
-    axes = int(call.name.partition("pool")[2][0])
-    if not isinstance(call.run(), Tensor) or x.ndim != axes + 2:
+    if not isinstance(call.run(), Tensor):
         return None
+    if x.ndim == int(call.name.partition("pool")[2][0]) + 1:  # without a batch axis
+        alone = replace(call, args=(x[None], *call.args[1:]))
+        output = _maximum(propagation, alone, [x0[None]])
+        return None if output is None else output[0]
     adaptive = call.name.startswith("adaptive")
     pool = getattr(F, call.name)
     options = {key: value for key, value in call.kwargs.items() if key != "return_indices"}

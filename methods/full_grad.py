@@ -11,6 +11,7 @@ from harness.methods.composites import PLAIN, must_add_up, plain, plain_batch_no
 from harness.methods.operators import Call
 from harness.methods.propagation import Propagation, Rule
 from harness.registry import method
+from harness.types import NotApplicableError
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -34,10 +35,10 @@ def full_grad(
     score, leaf = ruled_score(model, x, target, ledger.rules(), "full_grad")
     gradient, *others = torch.autograd.grad(score.sum(), [leaf, *ledger.outputs], allow_unused=True)
     total = x * gradient if x.ndim == 2 else (x * gradient).sum(1, keepdim=True)
-    for bias, at_output in zip(ledger.biases, others, strict=True):
+    for bias, at_output, positions in zip(ledger.biases, others, ledger.positions, strict=True):
         if at_output is not None:
-            total = total + _at_positions(bias * at_output, total)
-    must_add_up("full_grad", total, score.detach())
+            total = total + _at_positions(bias * at_output, total, positions)
+    must_add_up("full_grad", total, score.detach(), score.detach().abs())
     return total
 
 
@@ -47,24 +48,27 @@ class Ledger:
     Attributes:
         biases: what an operator adds, in a shape that broadcasts to its output.
         outputs: those outputs.
+        positions: whether the output has channels and then positions; a linear layer has its channels last.
     """
 
     def __init__(self) -> None:
         self.biases: list[Tensor] = []
         self.outputs: list[Tensor] = []
+        self.positions: list[bool] = []
 
     def rules(self) -> dict[str, Rule]:
         """Family -> rule."""
-        affine = {"dense": plain_linear, "convolution": plain_linear, "batch_norm": plain_batch_norm}
+        affine = {"convolution": plain_linear, "batch_norm": plain_batch_norm}
         allowed = ("matmul", "product", "quotient", "maximum", "index")
         return {
             **{family: self._noting(rule, _value_at_zero) for family, rule in affine.items()},
+            "dense": self._noting(plain_linear, _value_at_zero, positions=False),
             **{family: _of_one_factor(PLAIN[family]) for family in allowed},
             "activation": _of_one_factor(self._noting(plain, _beyond_tangent)),
             "sum": self._noting(plain, _value_at_zero),
         }
 
-    def _noting(self, rule: Rule, bias_of: Any) -> Rule:
+    def _noting(self, rule: Rule, bias_of: Any, positions: bool = True) -> Rule:
         def noting(propagation: Propagation, call: Call) -> Any:
             bias = bias_of(propagation, call)
             output = rule(propagation, call.aside())
@@ -72,6 +76,7 @@ class Ledger:
                 return output
             self.biases.append(bias)
             self.outputs.append(output)
+            self.positions.append(positions)
             # A copy, because the model may overwrite what it gets in place.
             return output.clone()
 
@@ -101,10 +106,12 @@ def _beyond_tangent(propagation: Propagation, call: Call) -> Tensor:
     return value.detach() - slope * at.detach()
 
 
-def _at_positions(share: Tensor, like: Tensor) -> Tensor:
+def _at_positions(share: Tensor, like: Tensor, positions: bool) -> Tensor:
     """The share of one bias, one number for each position of `like`, with the same sum for each sample."""
+    if len(share) != len(like):
+        raise NotApplicableError("full_grad: an operator's first axis does not hold the samples")
     whole = share.flatten(1).sum(1).view(-1, *(1,) * (like.ndim - 1))
-    if share.ndim != like.ndim or like.ndim == 2:
+    if not positions or share.ndim != like.ndim or like.ndim == 2:
         return whole.expand_as(like) / like[0].numel()
     share = share.sum(1, keepdim=True)
     resized = interpolate(share, like.shape[2:], mode=MODES[like.ndim - 2], align_corners=False)

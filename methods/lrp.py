@@ -1,11 +1,11 @@
-"""Layer-wise relevance propagation: one backward pass by the rules of `harness.methods.composites.LRP`."""
+"""Layer-wise relevance propagation: one backward pass by the rules of `harness.methods.relevance.LRP`."""
 
 from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from harness.methods.composites import LRP, Entry, relevance
+from harness.methods.relevance import LRP, Entry, relevance
 from harness.methods.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, LinearRule, Squared
 from harness.registry import method
 from harness.space import InputSpace

@@ -20,7 +20,7 @@ FAMILIES = {
         "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
         "matmul": "matmul mm bmm mv einsum",
         "activation": """relu relu6 hardtanh clamp clamp_min clamp_max threshold maximum minimum leaky_relu prelu elu
-            selu celu gelu silu mish hardswish softplus sigmoid hardsigmoid logsigmoid log_sigmoid tanh softsign
+            selu celu gelu silu mish hardswish softplus sigmoid hardsigmoid logsigmoid tanh softsign
             tanhshrink hardshrink softshrink""",
         "product": "mul",
         "quotient": "div",
@@ -77,6 +77,7 @@ _ALIASES = {
     "itruediv": "div",
     "idiv": "div",
     "clip": "clamp",
+    "log_sigmoid": "logsigmoid",
     "concat": "cat",
     "concatenate": "cat",
 }
@@ -85,7 +86,7 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow")
 VALUE_FREE = frozenset(
     """
     size dim numel stride nelement ndimension element_size is_contiguous get_device zeros_like ones_like empty_like
-    rand_like randn_like new_zeros new_ones new_empty is_floating_point is_complex storage_offset data_ptr
+    full_like rand_like randn_like new_zeros new_ones new_empty new_full is_floating_point is_complex storage_offset data_ptr
     untyped_storage
     """.split()
 )
@@ -206,7 +207,9 @@ def _attention(
 
 
 def _added_product(input: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:  # noqa: A002
-    return input * beta + left @ right * alpha
+    product = left @ right
+    product = product if alpha == 1 else product * alpha
+    return product + (input if beta == 1 else input * beta)
 
 
 DECOMPOSED: dict[str, Callable[..., Tensor]] = {

@@ -203,7 +203,7 @@ class Propagation(TorchFunctionMode):
                 return output
         if call.inplace or call.name not in STRUCTURE or not all(tensor in self.raw for tensor in dependent):
             return None
-        output = call.run()
+        output = self.cover(call.run(), _nodes(dependent), call.name)
         ends = [
             call.mapped(lambda tensor, end=end: self.raw.get(tensor)[end] if tensor in self.raw else tensor).run()
             for end in range(len(self.raw.get(dependent[0])))

@@ -92,6 +92,7 @@ class Linear(Pending):
         rule: how relevance goes back.
         channels: which axis of the weight holds the channels of the output, so that a batch norm can be folded.
         version: of the input, to tell whether it is still what it was.
+        start: the graph node of the input.
     """
 
     apply: Callable[[Tensor, Tensor], Tensor]
@@ -101,6 +102,7 @@ class Linear(Pending):
     rule: LinearRule
     channels: Channels = None
     version: int = 0
+    start: Any = None
 
     def settle(self, propagation: Propagation, output: Tensor, inplace: bool) -> Tensor:
         """`output` with its rule: the same object, or an alias that is only read."""
@@ -114,6 +116,8 @@ class Linear(Pending):
 
     def activated(self, propagation: Propagation, output: Tensor, activation: "Activation") -> Tensor:
         """The activation of `output`, both ruled in one step."""
+        if activation.may_flip and not isinstance(self.rule, Epsilon):
+            return activation.passed(self.settle(propagation, output, False))
         if not isinstance(self.rule, Epsilon):
             self._check()
             return Redistributed.apply(self.a, output.detach(), self, activation)
@@ -122,7 +126,7 @@ class Linear(Pending):
 
     def _own(self, propagation: Propagation, output: Tensor) -> None:
         """The operator's own backward pass is part of the rule."""
-        propagation.cover(output, [self.a.grad_fn], "linear")
+        propagation.cover(output, [self.start], "linear")
 
     def _check(self) -> None:
         if self.a._version != self.version:
@@ -222,9 +226,9 @@ class Box(LinearRule):
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
         """As `LinearRule`."""
-        low, high = (-bound.expand_as(a).contiguous() for bound in (self.low, self.high))
-        weight = linear.weight
-        return _undivided(linear, [(a, weight), (low, weight.clamp(min=0)), (high, weight.clamp(max=0))], relevance)
+        # Together, because close to the bounds the three terms of the formula nearly cancel.
+        above, below = (a - self.low, linear.weight.clamp(min=0)), (a - self.high, linear.weight.clamp(max=0))
+        return _undivided(linear, [above, below], relevance)
 
 
 def _signed(tensor: Tensor | None, whole: float, gain: float) -> Any:
@@ -302,6 +306,11 @@ class Activation:
     def offset(self) -> Tensor | float:
         """The value at zero, which acts like a bias."""
         return 0.0 if self.call.name in ZERO_AT_ZERO else self.value(self.call.args[0].new_zeros(()))
+
+    @property
+    def may_flip(self) -> bool:
+        """Whether the value may have the other sign than its argument."""
+        return self.call.name in ("leaky_relu", "prelu")
 
     def passed(self, z: Tensor, epsilon: float = 0.0) -> Tensor:
         """The activation, through which all relevance passes but what the offset takes."""

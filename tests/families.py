@@ -21,9 +21,10 @@ import zennit.torchvision
 from torch import nn
 
 from harness.methods.backward import guided_backprop
-from harness.methods.composites import LRP, ruled_gradients
+from harness.methods.composites import ruled_gradients
 from harness.methods.deeplift import deeplift
 from harness.methods.gradients import gradient
+from harness.methods.relevance import LRP
 from harness.methods.rules import Epsilon
 
 SIDES = {

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness import NotApplicableError
-from harness.methods.composites import LRP, ruled_gradients
+from harness.methods.composites import ruled_gradients
 from harness.methods.deeplift import deeplift
 from harness.methods.gradients import input_x_gradient
 from harness.methods.lrp import attention_lrp, lrp_epsilon
+from harness.methods.relevance import LRP
 from harness.methods.rules import Epsilon
 from harness.networks import VisionTransformer
 from harness.space import InputSpace
@@ -180,7 +181,7 @@ TOKENS = normal(3, 6, 8)
 SEEN = (normal(6, 6, seed=3) > -0.3) | torch.eye(6, dtype=torch.bool)
 BLINDED = torch.zeros(6, 6, dtype=torch.float64).masked_fill(~SEEN, -torch.inf)
 CAUSAL = torch.ones(6, 6, dtype=torch.bool).tril()
-PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2, [False, True] * 3])
+PADDING = torch.tensor([False] * 4 + [True] * 2)
 
 
 def by_hand(x, fused, mask=None, groups=1):
@@ -228,7 +229,8 @@ def test_masks_and_groups_of_fused_attention_are_what_they_are_by_hand(name, exp
 @pytest.mark.parametrize("options", [{"attn_mask": ~SEEN}, {"attn_mask": BLINDED}, {"key_padding_mask": PADDING}])
 def test_deeplift_sums_and_lrp_is_finite_through_masked_attention_modules(options, need_weights):
     def attend(x, module):
-        return module(x, x, x, need_weights=need_weights, **options)[0]
+        masks = {name: mask.expand(len(x), -1) if mask.ndim == 1 else mask for name, mask in options.items()}
+        return module(x, x, x, need_weights=need_weights, **masks)[0]
 
     model, target = Read(attend, nn.MultiheadAttention(8, 2, batch_first=True)), torch.arange(3)
     assert_sums(model, TOKENS, target)
@@ -240,7 +242,11 @@ def test_deeplift_sums_and_lrp_is_finite_through_masked_attention_modules(option
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_deeplift_sums_through_encoder_layers(norm_first, batch_first):
     def encode(x, layer):
-        return layer(x, src_key_padding_mask=PADDING) if batch_first else layer(x.transpose(0, 1)).transpose(0, 1)
+        return (
+            layer(x, src_key_padding_mask=PADDING.expand(len(x), -1))
+            if batch_first
+            else layer(x.transpose(0, 1)).transpose(0, 1)
+        )
 
     options = {"batch_first": batch_first, "norm_first": norm_first}
     assert_sums(Read(encode, nn.TransformerEncoderLayer(8, 2, 16, **options)), TOKENS, torch.arange(3))

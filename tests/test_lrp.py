@@ -12,10 +12,11 @@ from torch import nn
 import literal_lrp as twin
 from cases import relu_mlp
 from harness.methods import lrp
-from harness.methods.composites import LRP, ruled_gradients
+from harness.methods.composites import ruled_gradients
 from harness.methods.gradients import input_x_gradient
 from harness.methods.integrated import integrated_gradients
 from harness.methods.propagation import Propagation
+from harness.methods.relevance import LRP
 from harness.methods.rules import Epsilon
 from harness.space import InputSpace
 from harness.types import NotApplicableError
