@@ -214,7 +214,7 @@ def _element_wise(propagation: Propagation, call: Call, reference: list[Tensor])
             rounding = 4 * precision * (value.abs() + value0.abs()) / difference.abs()
             slope = torch.where(near & ~((slope - tangent).abs() > rounding), tangent, slope)
         # Where nothing changes nothing is passed on, also where the tangent is vertical.
-        slope = torch.where((difference == 0) & ~slope.isfinite(), 0.0, slope)
+        slope = torch.where((value == value0) & ~slope.isfinite(), 0.0, slope)
     return slope * x
 
 
@@ -254,8 +254,8 @@ def _softmax(propagation: Propagation, call: Call, reference: list[Tensor]) -> T
     r"""Through $u = z - \log \sum e^z$ and, for softmax, $e^u$.
 
     The secant of $e^u$ is the logarithmic mean $m$ of its ends, $e^{\bar u} \sinh(\Delta u / 2) / (\Delta u / 2)$. As
-    probabilities sum to 1, $\sum_j m_j \Delta u_j = 0$: the logarithm of the sum changes by the mean of $\Delta z$ under
-    the weights $m$.
+    probabilities sum to 1, $\sum_j m_j \Delta u_j = 0$: the logarithm of the sum changes by the mean of $\Delta z$
+    under the weights $m$.
     """
     z, (z0,) = call.args[0], reference
     dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else -1)

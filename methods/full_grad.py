@@ -24,9 +24,9 @@ def full_grad(
 
     The second sum goes over every bias of the network at every position: of linear layers, convolutions and batch
     norms, added constants, and $\sigma(z) - \sigma'(z) z$ of activations that are not piecewise linear through zero.
-    Each is resized to the input linearly and scaled to keep its sum; one without positions is spread evenly. The
-    source also takes absolute values and stretches each map to [0, 1] before it adds them; here the map keeps its
-    signs and its sum. Tables have no positions: there biases are spread over all features.
+    Each is resized to the input linearly, by the ratio of areas, and what the borders lose is spread evenly, as is a bias
+    without positions. The source takes absolute values, stretches each map to [0, 1] and leaves linear layers out;
+    here the map keeps its signs and its sum. Tables have no positions: there biases are spread over all features.
 
     Raises:
         NotApplicableError: an operator has a bias of its own that is not known, such as a norm or a product.
@@ -59,13 +59,14 @@ class Ledger:
     def rules(self) -> dict[str, Rule]:
         """Family -> rule."""
         affine = {"convolution": plain_linear, "batch_norm": plain_batch_norm}
-        allowed = ("matmul", "product", "quotient", "maximum", "index")
+        allowed = ("matmul", "product", "quotient", "maximum")
         return {
             **{family: self._noting(rule, _value_at_zero) for family, rule in affine.items()},
             "dense": self._noting(plain_linear, _value_at_zero, positions=False),
             **{family: _of_one_factor(PLAIN[family]) for family in allowed},
             "activation": _of_one_factor(self._noting(plain, _beyond_tangent)),
-            "sum": self._noting(plain, _value_at_zero),
+            "index": _of_one_factor(self._noting(plain, _value_at_zero)),
+            **dict.fromkeys(("sum", "join"), self._noting(plain, _value_at_zero)),
         }
 
     def _noting(self, rule: Rule, bias_of: Any, positions: bool = True) -> Rule:
@@ -107,7 +108,11 @@ def _beyond_tangent(propagation: Propagation, call: Call) -> Tensor:
 
 
 def _at_positions(share: Tensor, like: Tensor, positions: bool) -> Tensor:
-    """The share of one bias, one number for each position of `like`, with the same sum for each sample."""
+    """The share of one bias, one number for each position of `like`, with the same sum for each sample.
+
+    Raises:
+        NotApplicableError: the operator with the bias does not have the samples in front.
+    """
     if len(share) != len(like):
         raise NotApplicableError("full_grad: an operator's first axis does not hold the samples")
     whole = share.flatten(1).sum(1).view(-1, *(1,) * (like.ndim - 1))

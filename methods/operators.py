@@ -30,6 +30,7 @@ FAMILIES = {
         "maximum": """max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
             max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d""",
         "index": "getitem gather index_select take_along_dim masked_fill",
+        "join": "cat stack pad",
         "sum": "add sub subtract rsub",
         "elementwise": "exp log sqrt rsqrt reciprocal pow square sin cos erf",
         "norm": "linalg_vector_norm norm var std var_mean",
@@ -86,8 +87,8 @@ _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow")
 VALUE_FREE = frozenset(
     """
     size dim numel stride nelement ndimension element_size is_contiguous get_device zeros_like ones_like empty_like
-    full_like rand_like randn_like new_zeros new_ones new_empty new_full is_floating_point is_complex storage_offset data_ptr
-    untyped_storage
+    full_like rand_like randn_like new_zeros new_ones new_empty new_full is_floating_point is_complex
+    storage_offset data_ptr untyped_storage
     """.split()
 )
 """Operators whose result does not depend on the values of the tensor."""

@@ -134,11 +134,14 @@ class Propagation(TorchFunctionMode):
 
     def cover(self, output: Any, stop: Iterable[Any], name: str, covered: bool = True) -> Any:
         """Note of the nodes from `output` back to `stop` who made them, and whether a rule answers for them."""
-        stop, stack = set(stop), [tensor.grad_fn for tensor in tensors_in(output)]
+        seen: set[Any] = {None, *stop}
+        stack: list[Any] = [tensor.grad_fn for tensor in tensors_in(output)]
         while stack:
             node = stack.pop()
-            if node is not None and node not in stop and node not in self._made and not _is_ruled(node):
-                self._made[node] = (name, covered)
+            if node not in seen and not _is_ruled(node):
+                seen.add(node)
+                if covered or node not in self._made:
+                    self._made[node] = (name, covered)
                 stack.extend(parent for parent, _ in node.next_functions)
         return output
 
@@ -178,7 +181,7 @@ class Propagation(TorchFunctionMode):
         return self._noted(self._run(call), True)
 
     def _run(self, call: Call) -> Any:
-        first = call.args[0] if call.args else None
+        first: Any = call.args[0] if call.args else None
         moved = self._moved(call)
         if moved is not None:
             return moved
@@ -195,7 +198,8 @@ class Propagation(TorchFunctionMode):
 
     def _moved(self, call: Call) -> Any:
         """The input, moved, with its bounds; the output of a linear operator, copied."""
-        first, dependent = call.args[0] if call.args else None, [t for t in call.tensors() if self.depends(t)]
+        first: Any = call.args[0] if call.args else None
+        dependent = [tensor for tensor in call.tensors() if self.depends(tensor)]
         if call.name in COPIES and first in self.pending:
             linear, output = self.pending.get(first), call.run()
             if output.dtype == first.dtype:
@@ -204,17 +208,18 @@ class Propagation(TorchFunctionMode):
         if call.inplace or call.name not in STRUCTURE or not all(tensor in self.raw for tensor in dependent):
             return None
         output = self.cover(call.run(), _nodes(dependent), call.name)
-        ends = [
-            call.mapped(lambda tensor, end=end: self.raw.get(tensor)[end] if tensor in self.raw else tensor).run()
-            for end in range(len(self.raw.get(dependent[0])))
-        ]
+        ends = [self._end(call, end) for end in range(len(self.raw.get(dependent[0])))]
         for place, each in enumerate(tensors_in(output)):
             self.raw[each] = tuple(list(tensors_in(end))[place] for end in ends)
         return output
 
+    def _end(self, call: Call, end: int) -> Any:
+        return call.mapped(lambda tensor: self.raw.get(tensor)[end] if tensor in self.raw else tensor).run()
+
     def run(self, call: Call, covered: bool) -> Any:
         """The operator with its own backward pass: right by a rule, or refused where it does more than sum and move."""
-        first, call = call.args[0] if call.args else None, self.settled(call)
+        first: Any = call.args[0] if call.args else None
+        call = self.settled(call)
         before = _nodes(call.tensors())
         if call.name == "setitem":
             call.run()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.methods.composites import BATCH_NORM, of_one_number, plain, ruled_gradients
 from harness.methods.operators import Call
 from harness.methods.propagation import Propagation, Rule
-from harness.methods.rules import Activation, Epsilon, Linear, LinearRule, SampleNorm, Scaled
+from harness.methods.rules import Activation, Channels, Epsilon, Linear, LinearRule, SampleNorm, Scaled
 from harness.types import NotApplicableError
 
 Entry = Callable[..., LinearRule]
@@ -71,7 +71,7 @@ class LRP:
             return None
         # After the channels, a convolution has as many axes as its weight has after the first two.
         bias = None if bias is None else bias.view(-1, *(1,) * (weight.ndim - 2))
-        channels = "second" if call.name.startswith("conv_transpose") else "first"
+        channels: Channels = "second" if call.name.startswith("conv_transpose") else "first"
 
         def apply(a: Tensor, weight: Tensor) -> Tensor:
             return call.function(a, weight, None, *rest, **kwargs)
@@ -167,12 +167,8 @@ class LRP:
         if linear is None or not linear.channels or not isinstance(constant, (int, float, Tensor)):
             return plain(propagation, call)
         scale = torch.as_tensor(constant, dtype=factor.dtype, device=factor.device).detach()
-        axes = factor.ndim - linear.weight.ndim
-        if (
-            scale.numel() not in (1, factor.shape[1])
-            or axes
-            or (scale.numel() > 1 and scale.shape[-factor.ndim + 1 :][0] == 1)
-        ):
+        channels = (factor.shape[1], *(1,) * (factor.ndim - 2))
+        if factor.ndim != linear.weight.ndim or tuple(scale.shape) not in ((), channels, (1, *channels)):
             return plain(propagation, call)
         output = call.aside().run()
         scale = scale.flatten().expand(factor.shape[1])

@@ -144,9 +144,9 @@ class Linear(Pending):
         scale, shift = scale.view(per_channel), shift.view(per_channel)
         return replace(self, weight=weight, bias=shift if self.bias is None else shift + self.bias * scale)
 
-    def plus(self, constant: Tensor | float) -> "Linear":
+    def plus(self, constant: Tensor) -> "Linear":
         """The operator with something added that does not depend on the input."""
-        return replace(self, bias=constant + (0.0 if self.bias is None else self.bias))
+        return replace(self, bias=constant if self.bias is None else constant + self.bias)
 
 
 @dataclass(frozen=True)

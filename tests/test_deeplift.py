@@ -185,7 +185,6 @@ OPERATORS = {
     "vector norm": lambda x: torch.linalg.vector_norm(x, 2, 1, keepdim=True),
     "vector norm by keyword": lambda x: torch.linalg.vector_norm(x=x, ord=2, dim=1)[:, None],
     "normalize": lambda x: F.normalize(x, dim=1),
-    "normalized zeros": lambda x: F.normalize(F.relu(x[:, :2] - 1), dim=1),
     "concatenation by keyword": lambda x: torch.cat(tensors=[x.relu(), x.sigmoid()], dim=1),
     "max pool without a batch axis": lambda x: F.max_pool1d(x, 3, 2),
     "in place": into_its_own_tensor,
