@@ -45,7 +45,7 @@ def applicability(subject: Subject, *, chunk: int, progress: Progress, methods: 
             elif claim:
                 row["residual"] = _residual(case)
         except NotApplicableError as error:
-            status, reason = "refused", str(error)
+            status, reason = "refused", str(error).removesuffix(", which the model puts between input and output")
         except Exception as error:  # whatever it is, it is what stands in the way
             status, reason = "fails", f"{type(error).__name__}: {error}".partition("\n")[0]
         row |= {"status": status, "reason": reason.removeprefix(f"{method.name}: ").removeprefix(f"{method.name} ")}

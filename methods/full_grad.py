@@ -24,8 +24,8 @@ def full_grad(
 
     The second sum goes over every bias of the network at every position: of linear layers, convolutions and batch
     norms, added constants, and $\sigma(z) - \sigma'(z) z$ of activations that are not piecewise linear through zero.
-    Each is resized to the input linearly, by the ratio of areas, and what the borders lose is spread evenly, as is a bias
-    without positions. The source takes absolute values, stretches each map to [0, 1] and leaves linear layers out;
+    Each is resized to the input linearly, by the ratio of areas, and what the borders lose is spread evenly, as is a
+    bias without positions. The source takes absolute values, stretches each map to [0, 1] and leaves linear layers out;
     here the map keeps its signs and its sum. Tables have no positions: there biases are spread over all features.
 
     Raises:

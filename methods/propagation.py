@@ -217,16 +217,21 @@ class Propagation(TorchFunctionMode):
         return call.mapped(lambda tensor: self.raw.get(tensor)[end] if tensor in self.raw else tensor).run()
 
     def run(self, call: Call, covered: bool) -> Any:
-        """The operator with its own backward pass: right by a rule, or refused where it does more than sum and move."""
+        """The operator with its own backward pass: right by a rule, or refused where it does more than sum and move.
+
+        Raises:
+            NotApplicableError: a part of the input is overwritten where the input has a rule of its own.
+        """
         first: Any = call.args[0] if call.args else None
+        if call.name == "setitem" and first in self.raw:
+            raise NotApplicableError(PARTS)
         call = self.settled(call)
         before = _nodes(call.tensors())
         if call.name == "setitem":
             call.run()
             # The assignment hides inside a node of the whole tensor, and is no more than a copy.
             covered = not any(self.depends(tensor) for tensor in tensors_in(call.args[1]))
-            written = self.cover(call.args[0], before, call.name, covered)
-            return self._noted(written if written is first else self._write(first, written, call.name), True)
+            return self._noted(self.cover(first, before, call.name, covered), True)
         in_sight = call.args[0] is first and not (isinstance(first, Tensor) and first._is_view())
         if call.inplace and not in_sight and call.name not in STRUCTURE:
             output = self.cover(call.on(call.args[0]), before, call.name, covered)
@@ -240,7 +245,7 @@ class Propagation(TorchFunctionMode):
             NotApplicableError: a part of the input is overwritten where the input has a rule of its own.
         """
         if overwritten._is_view() and any(_share(overwritten, raw) for raw in self.raw if raw is not overwritten):
-            raise NotApplicableError("the model writes into parts of its input, which then has no known range")
+            raise NotApplicableError(PARTS)
         known = [(notes, notes.get(output)) for notes in (self.pending, self.gates, self.raw)]
         before = _nodes([overwritten, output])
         # Without the detachment, zeros would flow on into what was there before; a view cannot be detached.
@@ -281,10 +286,11 @@ def prove_coverage(
     strangers = sorted({stranger for node in _nodes_between(output, leaf) if (stranger := propagation.stranger(node))})
     if strangers:
         raise NotApplicableError(
-            f"{name} has no rule for: {', '.join(strangers)} (operators that this model puts between input and output)"
+            f"{name} has no rule for: {', '.join(strangers)}, which the model puts between input and output"
         )
 
 
+PARTS = "the model writes into parts of its input, which needs a rule of its own"
 _GRADIENTS = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
 

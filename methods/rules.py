@@ -61,9 +61,11 @@ class Redistributed(Ruled):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         """By the rule, in the type of the weights where the model mixes types."""
         a, value = ctx.saved_tensors
-        kind = ctx.linear.weight.dtype
+        # Let go, as of saved tensors: the operator holds its input, which holds all that came before.
+        linear, ctx.linear = ctx.linear, None
+        kind = linear.weight.dtype
         value = value.to(kind)
-        shared = ctx.linear.rule.share(ctx.linear, a.to(kind), value, value * gradients[0].to(kind))
+        shared = linear.rule.share(linear, a.to(kind), value, value * gradients[0].to(kind))
         return shared.to(a.dtype), None, None, None, None
 
 
