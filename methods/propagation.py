@@ -61,7 +61,7 @@ class Pending(ABC):
 
     @abstractmethod
     def settle(self, propagation: "Propagation", output: Tensor, inplace: bool) -> Tensor:
-        """`output` with its rule: the same object, or an alias that is only read."""
+        """`output` with its rule: the same object, or a copy for those who only read."""
 
 
 class Notes:

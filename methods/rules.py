@@ -48,14 +48,18 @@ class Redistributed(Ruled):
     def forward(
         ctx: Any, a: Tensor, z: Tensor, linear: "Linear", activate: "Activation | None", inplace: bool = False
     ) -> Tensor:
-        """The activation of `z`; without one, `z` itself with another history."""
+        """The activation of `z`; without one, `z` itself with another history or a copy."""
+        ctx.linear = linear
+        if activate is not None:
+            value = activate.value(z)
+            # Another tensor, because the model may write into the value later.
+            ctx.save_for_backward(a, value - activate.offset)
+            return value
         if inplace:
             ctx.mark_dirty(z)
-        value = z if activate is None else activate.value(z)
-        # A copy, because the model may write into the value later.
-        ctx.save_for_backward(a, value.clone() if activate is None else value - activate.offset)
-        ctx.linear = linear
-        return value
+        copy = z.clone()
+        ctx.save_for_backward(a, copy)
+        return z if inplace else copy
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -107,13 +111,13 @@ class Linear(Pending):
     start: Any = None
 
     def settle(self, propagation: Propagation, output: Tensor, inplace: bool) -> Tensor:
-        """`output` with its rule: the same object, or an alias that is only read."""
+        """`output` with its rule: the same object, or a copy for those who only read."""
         if not isinstance(self.rule, Epsilon):
             self._check()
             return Redistributed.apply(self.a, output.detach_() if inplace else output.detach(), self, None, inplace)
         self._own(propagation, output)
         if epsilon := self.rule.epsilon:
-            return Scaled.apply(output, lambda z: (z, z / _stabilized(z, epsilon)), inplace)
+            return Scaled.apply(output, lambda z: (z if inplace else z.clone(), z / _stabilized(z, epsilon)), inplace)
         return output
 
     def activated(self, propagation: Propagation, output: Tensor, activation: "Activation") -> Tensor:
