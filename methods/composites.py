@@ -95,8 +95,11 @@ def ruled_gradients(
     also: Sequence[Tensor] = (),
     bounds: tuple[Tensor, ...] | None = None,
     relevance_one: bool = False,
-) -> tuple[Tensor, ...]:
-    """Gradients of `ruled_score` by `x`, then by the tensors of `also`; with `relevance_one`, of its logarithm."""
+) -> tuple[Any, ...]:
+    """Gradients of `ruled_score` by `x`, then by the tensors of `also`; with `relevance_one`, of its logarithm.
+
+    None for a tensor that the score does not depend on.
+    """
     score, leaf = ruled_score(model, x, target, rules, name, bounds)
     start = torch.where(score == 0, 0.0, 1 / score) if relevance_one else torch.ones_like(score)
     return torch.autograd.grad(score, [leaf, *also], start.detach(), allow_unused=True)

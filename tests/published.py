@@ -18,13 +18,7 @@ from harness.subjects import load_entry
 
 EPSILON = 1e-12
 STUDY = Path(__file__).parents[1] / "results/reference/models/networks.yaml"
-COLUMNS = (
-    "network",
-    "numbers",
-    "LRP-epsilon: largest residual",
-    "guided backprop: difference",
-    "DeconvNet: difference",
-)
+COLUMNS = "network | numbers | LRP-epsilon: largest residual | guided backprop: difference | DeconvNet: difference"
 
 
 def without_biases(model):

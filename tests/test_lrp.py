@@ -87,7 +87,10 @@ def formula(method, model, x, target):
     return twin.literal(model, x, target, twin.Rules(*TABLE[method][2]), 1.0 if method == "excitation" else None)
 
 
-@pytest.mark.parametrize(("method", "name"), PAIRS)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [p if p[0] in DISTINCT or p[1] == "residual" else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS],
+)
 def test_equals_its_formula(method, name):
     model, x, target = twin.network(name)
     assert_close(explain(method, model, x, target), formula(method, model, x, target))
@@ -346,7 +349,9 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(
+    "spelling", [s if n % 3 == 0 else pytest.param(s, marks=pytest.mark.slow) for n, s in enumerate(SPELLINGS)]
+)
 def test_is_the_same_however_the_network_is_written(spelling):
     name, forward = SPELLINGS[spelling]
     model, x, target = twin.network(name)

@@ -45,8 +45,16 @@ def explain(name, model, x, target, **arguments):
 
 
 every_method = pytest.mark.parametrize("name", METHODS)
+# Methods that differ from others in the rule of a linear operator only.
+SIMILAR = {"lrp_0", "lrp_gamma", "lrp_z_plus", "lrp_epsilon_plus", "lrp_epsilon_alpha2_beta1", "deep_taylor"}
 everywhere = pytest.mark.parametrize(
-    ("name", "shape"), [(name, shape) for name in METHODS for shape in SHAPES if (name, shape) not in REFUSALS]
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, marks=[pytest.mark.slow] * (name in SIMILAR and shape not in ("functional", "vit")))
+        for name in METHODS
+        for shape in SHAPES
+        if (name, shape) not in REFUSALS
+    ],
 )
 
 
