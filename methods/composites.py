@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.methods.operators import Call
-from harness.methods.propagation import Propagation, Rule, ancestors, prove_coverage
+from harness.methods.propagation import Propagation, Rule, prove_coverage
 from harness.methods.rules import Scaled
 from harness.types import NotApplicableError
 
@@ -44,8 +44,6 @@ def ruled_score(
         with propagation:
             logits = model(entered)
             score = logits.gather(1, target[:, None])[:, 0]
-    if not score.requires_grad or not any(getattr(n, "variable", None) is leaf for n in ancestors(score.grad_fn)):
-        raise NotApplicableError(f"{name}: no gradient reaches the input: something in the model detaches it")
     prove_coverage(score, leaf, propagation, name)
     if not _is_what_it_was(model, x[:1], logits[:1].detach()):
         raise NotApplicableError(f"{name}: under its rules the model computes other logits than by itself")

@@ -114,7 +114,7 @@ class Propagation(TorchFunctionMode):
             return True
         if tensor.grad_fn is None or tensor in self._constant:
             return False
-        return self._entry in ancestors(tensor.grad_fn)
+        return self._entry in _ancestors(tensor.grad_fn)
 
     def settled(self, call: Call) -> Call:
         """The call with every linear operator before it ruled, and in the units that all rules but the first expect."""
@@ -281,9 +281,13 @@ def prove_coverage(
     is a maximum pool.
 
     Raises:
-        NotApplicableError: an operator has no rule; the message names the method and the operators.
+        NotApplicableError: an operator has no rule; the message names the method and the operators. Or nothing leads
+            to the input at all.
     """
-    strangers = sorted({stranger for node in _nodes_between(output, leaf) if (stranger := propagation.stranger(node))})
+    nodes = _nodes_between(output, leaf)
+    if not nodes:
+        raise NotApplicableError(f"{name}: no gradient reaches the input: something in the model detaches it")
+    strangers = sorted({stranger for node in nodes if (stranger := propagation.stranger(node))})
     if strangers:
         raise NotApplicableError(
             f"{name} has no rule for: {', '.join(strangers)}, which the model puts between input and output"
@@ -303,7 +307,7 @@ def _share(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
-def ancestors(node: Any) -> set[Any]:
+def _ancestors(node: Any) -> set[Any]:
     """A graph node and all nodes that its backward pass may reach."""
     found, stack = {node}, [node]
     while stack:

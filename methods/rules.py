@@ -42,7 +42,7 @@ class Scaled(Ruled):
 
 
 class Redistributed(Ruled):
-    """A linear operator, perhaps with the activation behind it, whose relevance goes back by a `LinearRule`."""
+    """A linear operator, perhaps with the activation behind it, whose relevance goes back by a `Redistribution`."""
 
     @staticmethod
     def forward(
@@ -76,7 +76,17 @@ class Redistributed(Ruled):
 Channels = Literal["first", "second"] | None
 
 
-class LinearRule(ABC):
+@dataclass(frozen=True)
+class Epsilon:
+    r"""LRP-epsilon: $R_j = \sum_k \frac{a_j w_{jk}}{z_k + \epsilon \, \mathrm{sign} z_k} R_k$, sign 0 being 1.
+
+    The operator's own backward pass, scaled: a `Linear` knows how.
+    """
+
+    epsilon: float
+
+
+class Redistribution(ABC):
     r"""How a linear operator $z = \sum_j a_j w_j + b$ gives its relevance to its inputs."""
 
     @abstractmethod
@@ -84,6 +94,9 @@ class LinearRule(ABC):
         self, linear: "Linear", a: Float[Tensor, "n ..."], z: Float[Tensor, "n ..."], relevance: Float[Tensor, "n ..."]
     ) -> Float[Tensor, "n ..."]:
         """The relevance of the inputs divided by their values; a rule for the input returns it undivided."""
+
+
+LinearRule = Epsilon | Redistribution
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,19 +169,7 @@ class Linear(Pending):
 
 
 @dataclass(frozen=True)
-class Epsilon(LinearRule):
-    r"""LRP-epsilon: $R_j = \sum_k \frac{a_j w_{jk}}{z_k + \epsilon \, \mathrm{sign} z_k} R_k$, sign 0 being 1."""
-
-    epsilon: float
-
-    def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
-        """As `LinearRule`; where it can, a `Linear` uses the operator's own backward pass instead."""
-        s = relevance / _stabilized(z, self.epsilon)
-        return _transposed(linear, a, linear.weight, torch.where(z == 0, 0.0, s) if self.epsilon == 0 else s)
-
-
-@dataclass(frozen=True)
-class AlphaBeta(LinearRule):
+class AlphaBeta(Redistribution):
     r"""LRP-alpha-beta: $R_j = \sum_k (\alpha \frac{(a_j w_{jk})^+}{z_k^+} - \beta \frac{(a_j w_{jk})^-}{z_k^-}) R_k$.
 
     $z^\pm$ hold the positive and the negative part of the bias unless `bias` is False.
@@ -179,7 +180,7 @@ class AlphaBeta(LinearRule):
     bias: bool = True
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
-        """As `LinearRule`. Relevance that meets a denominator of zero is lost."""
+        """As `Redistribution`. Relevance that meets a denominator of zero is lost."""
         up, down = _signed(linear.weight, 0.0, 1.0)
         positive, negative = _signed(linear.bias if self.bias else None, 0.0, 1.0)
         terms = [(up, down, positive, self.alpha * relevance), (down, up, negative, -self.beta * relevance)]
@@ -187,7 +188,7 @@ class AlphaBeta(LinearRule):
 
 
 @dataclass(frozen=True)
-class Gamma(LinearRule):
+class Gamma(Redistribution):
     r"""LRP-gamma, generalised to inputs and outputs of either sign.
 
     With $c_{jk} = a_j w_{jk}$: $R_j = \sum_k \frac{c_{jk} + \gamma c_{jk}^\pm}{z_k + \gamma z_k^\pm} R_k$, the
@@ -197,7 +198,7 @@ class Gamma(LinearRule):
     gamma: float
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
-        """As `LinearRule`."""
+        """As `Redistribution`."""
         up, down = _signed(linear.weight, 1.0, self.gamma)
         positive, negative = _signed(linear.bias, 1.0, self.gamma)
         above, below = relevance * (z > 0), relevance * (z < 0)
@@ -206,32 +207,32 @@ class Gamma(LinearRule):
 
 
 @dataclass(frozen=True)
-class Flat(LinearRule):
+class Flat(Redistribution):
     r"""$R_j = \sum_k \frac{1}{n_k} R_k$, $n_k$ the number of inputs of output $k$. For the input."""
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
-        """As `LinearRule`."""
+        """As `Redistribution`."""
         return _undivided(linear, [(torch.ones_like(a), torch.ones_like(linear.weight))], relevance)
 
 
 @dataclass(frozen=True)
-class Squared(LinearRule):
+class Squared(Redistribution):
     r"""LRP-w2: $R_j = \sum_k \frac{w_{jk}^2}{\sum_i w_{ik}^2} R_k$. For the input."""
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
-        """As `LinearRule`."""
+        """As `Redistribution`."""
         return _undivided(linear, [(torch.ones_like(a), linear.weight**2)], relevance)
 
 
 @dataclass(frozen=True, eq=False)
-class Box(LinearRule):
+class Box(Redistribution):
     r"""LRP-zB: $R_j = \sum_k \frac{x_j w_{jk} - l_j w_{jk}^+ - h_j w_{jk}^-}{\sum_i \dots} R_k$. For the input."""
 
     low: Tensor
     high: Tensor
 
     def share(self, linear: Linear, a: Tensor, z: Tensor, relevance: Tensor) -> Tensor:
-        """As `LinearRule`."""
+        """As `Redistribution`."""
         # Together, because close to the bounds the three terms of the formula nearly cancel.
         above, below = (a - self.low, linear.weight.clamp(min=0)), (a - self.high, linear.weight.clamp(max=0))
         return _undivided(linear, [above, below], relevance)
@@ -278,13 +279,6 @@ def _undivided(linear: Linear, parts: list[tuple[Tensor, Tensor]], relevance: Te
     assert isinstance(total, Tensor)
     gradients = torch.autograd.grad(total, inputs, _ratio(relevance, total))
     return torch.stack([value.detach() * gradient for value, gradient in zip(inputs, gradients, strict=True)]).sum(0)
-
-
-def _transposed(linear: Linear, a: Tensor, weight: Tensor, s: Tensor) -> Tensor:
-    with torch.enable_grad():
-        leaf = a.detach().requires_grad_()
-        output = linear.apply(leaf, weight)
-    return torch.autograd.grad(output, leaf, s)[0]
 
 
 def _stabilized(z: Tensor, epsilon: float) -> Tensor:
