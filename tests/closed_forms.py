@@ -1,4 +1,4 @@
-"""Models of which gradients and their integrals are known, and what the tests of the gradient family share."""
+"""Models of which gradients and their integrals are known, and what the tests of gradients and rules share."""
 
 import torch
 from torch import nn
@@ -41,3 +41,23 @@ def normal(*shape, seed=1):
 def explained(model, x, target):
     with torch.no_grad():
         return model(x).gather(1, target[:, None])[:, 0]
+
+
+class Read(nn.Module):
+    """Four fixed linear functions of whatever `function(x, *layers)` returns; its layers are drawn anew."""
+
+    def __init__(self, function, *layers):
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers).double()
+        for index, parameter in enumerate(self.layers.parameters()):
+            scale = parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 2
+            parameter.data = normal(*parameter.shape, seed=50 + index) / scale
+        for module in self.layers.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean.copy_(normal(module.num_features, seed=8))
+                module.running_var.copy_(normal(module.num_features, seed=9).exp())
+        self.eval()
+
+    def forward(self, x):
+        z = self.function(x, *self.layers).flatten(1)
+        return z @ normal(z.shape[1], 4, seed=9)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cases import network, relu_mlp
+from closed_forms import Read, normal
 from harness import NotApplicableError
 from harness.methods.deeplift import deeplift
 from harness.methods.gradients import gradient
@@ -17,26 +18,6 @@ from harness.methods.operators import FAMILIES
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 IMAGE, SIGNAL, TOKENS, TABLE = (4, 3, 9, 9), (4, 3, 15), (4, 6, 8), (6, 12)
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Read(nn.Module):
-    """Four fixed linear functions of whatever `function(x, *layers)` returns; its layers are drawn anew."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers).double()
-        for index, parameter in enumerate(self.layers.parameters()):
-            scale = parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 2
-            parameter.data = normal(*parameter.shape, seed=50 + index) / scale
-        self.eval()
-
-    def forward(self, x):
-        z = self.function(x, *self.layers).flatten(1)
-        return z @ normal(z.shape[1], 4, seed=9)
 
 
 class Function(nn.Module):

@@ -6,36 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from cases import network, relu_mlp
+from closed_forms import Read, normal
 from harness import NotApplicableError
 from harness.methods.full_grad import full_grad
 from harness.methods.gradients import input_x_gradient
 from harness.methods.operators import FAMILIES
 
 IMAGE, SIGNAL, TOKENS, TABLE = (4, 3, 8, 8), (4, 3, 15), (4, 6, 8), (6, 12)
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Read(nn.Module):
-    """Four fixed linear functions of whatever `function(x, *layers)` returns; its layers are drawn anew."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers).double()
-        for index, parameter in enumerate(self.layers.parameters()):
-            scale = parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 2
-            parameter.data = normal(*parameter.shape, seed=50 + index) / scale
-        for module in self.layers.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.running_mean.copy_(normal(module.num_features, seed=8))
-                module.running_var.copy_(normal(module.num_features, seed=9).exp())
-        self.eval()
-
-    def forward(self, x):
-        z = self.function(x, *self.layers).flatten(1)
-        return z @ normal(z.shape[1], 4, seed=9)
 
 
 def assert_identity(model, x, target=None):
