@@ -19,7 +19,7 @@ from harness.data.bundled import mnist_5k
 from harness.plan import content_of, plan
 from harness.progress import silent
 from harness.rows import RECORDS
-from harness.store import Part
+from harness.store import Part, write_atomically
 from harness.study import load_study
 from harness.subjects import subject_of_entry
 
@@ -290,6 +290,20 @@ def test_only_correctly_classified_samples_where_they_are_asked_for(tmp_path):
 def test_loading_a_folder_without_a_run_says_so(tmp_path):
     with pytest.raises(harness.InputError, match="no run in"):
         Results.load(tmp_path)
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "part"
+    write_atomically(path, b"old")
+
+    def interrupted(_file):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_is_left_beside_the_finished_files(undisturbed):
