@@ -93,6 +93,7 @@ def evaluate(
     build: Callable[[], nn.Module] | None = None,
     target: Target = "predicted",
     background: Float[Tensor, "m ..."] | None = None,
+    masks: Float[Tensor, "n ..."] | None = None,
     chunk: int = CHUNK,
     progress: Progress = silent,
 ) -> Results:
@@ -111,6 +112,7 @@ def evaluate(
             `reset_parameters`, and the cells say so.
         target: the explained class: predicted, label, runner_up or an index.
         background: samples that stand for the data, such as training samples, for methods that average over them.
+        masks: where in each sample the truth lies, [n, 1, ...] or [n, f], for what compares with it.
         chunk: how many samples go through the model at once.
         progress: told what happens.
 
@@ -121,7 +123,9 @@ def evaluate(
     seed = index(seed)
     chosen = choose(METHODS, _listed(methods, "methods"), "methods")
     tests = choose(METRICS, _listed(metrics, "metrics"), "metrics")
-    subject = subject_of_tensors(model, x, y, space=space, seed=seed, build=build, target=target, background=background)
+    subject = subject_of_tensors(
+        model, x, y, space=space, seed=seed, build=build, target=target, background=background, masks=masks
+    )
     groups = plan([subject], chosen, tests, seed)
     store: Store = Memory()
     execute(groups, store, seed=seed, chunk=chunk, progress=progress)
@@ -138,6 +142,7 @@ def explain(
     space: InputSpace | None = None,
     seed: int = 0,
     background: Float[Tensor, "m ..."] | None = None,
+    masks: Float[Tensor, "n ..."] | None = None,
     chunk: int = CHUNK,
     **options: Any,
 ) -> Float[Tensor, "n ..."]:
@@ -151,6 +156,7 @@ def explain(
         space: what the numbers in `x` mean, for baselines that are named in pixels.
         seed: of the method's noise.
         background: samples that stand for the data, for methods that average over them.
+        masks: where in each sample the truth lies, [n, 1, ...] or [n, f], for what compares with it.
         chunk: how many samples go through the model at once.
         options: of the method.
 
@@ -162,7 +168,7 @@ def explain(
     seed = index(seed)
     chosen = choose(METHODS, [{"method": method, **options}], "methods")
     subject = subject_of_tensors(
-        model, x, None, space=space, seed=seed, build=None, target=target, background=background
+        model, x, None, space=space, seed=seed, build=None, target=target, background=background, masks=masks
     )
     groups = plan([subject], chosen, [], seed)
     reason = lacking(subject, groups[0].explainer)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from harness.random import Draws
 from harness.registry import Method
+from harness.remarks import Remarks, listening
 from harness.space import InputSpace
+from harness.types import NotApplicableError
 
 
 @dataclass
@@ -92,22 +94,26 @@ class Explainer:
         *,
         call: object = 0,
         background: Float[Tensor, "m ..."] | None = None,
+        masks: Float[Tensor, "n ..."] | None = None,
+        chunk: int = 64,
     ) -> Float[Tensor, "n ..."]:
         """The raw maps of one batch; everything the harness fills in is resolved here.
 
         Raises:
             ValueError: the method returned something else than one map for each sample.
         """
-        draws = Draws.of(samples, seed, "method", self.method.name, call, device=x.device)
         filled: dict[str, Any] = dict(self.options)
         if "baseline" in filled:
             filled["baseline"] = self.baseline(x, space, samples, seed)
-        if "draws" in self.method.parameters:
-            filled["draws"] = draws
-        if "space" in self.method.parameters:
-            filled["space"] = space
-        if "background" in self.method.parameters:
-            filled["background"] = background
+        known = {
+            "draws": Draws.of(samples, seed, "method", self.method.name, call, device=x.device),
+            "space": space,
+            "background": background,
+            "masks": masks,
+            "chunk": chunk,
+            "ids": samples,
+        }
+        filled |= {name: value for name, value in known.items() if name in self.method.parameters}
         # A clone, because an in-place operation of the model would change the samples of everybody else.
         maps = self.method.function(model, x.clone(), target, **filled)
         one_channel = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
@@ -140,6 +146,8 @@ class Case:
         space: what the numbers in `x` mean.
         seed: the study's seed.
         chunk: how many samples go through a model at once.
+        masks: where in each sample the truth lies, if the data say so: [n, 1, ...], or [n, f] for a table.
+        remarks: what the method said of the maps.
         passes: counts every sample-pass that goes through `explain` and `logits`.
     """
 
@@ -152,12 +160,15 @@ class Case:
     space: InputSpace
     seed: int
     chunk: int
+    masks: Float[Tensor, "n ..."] | None = None
+    remarks: Remarks = field(default_factory=dict)
     passes: Passes = field(default_factory=Passes)
 
     @cached_property
     def maps(self) -> Float[Tensor, "n ..."]:
         """The method's raw maps for the trained model."""
-        return self.explain()
+        with listening() as self.remarks:
+            return self.explain()
 
     @cached_property
     def baseline(self) -> Float[Tensor, "n ..."] | None:
@@ -177,17 +188,29 @@ class Case:
 
         Raises:
             ValueError: not one input for each sample, or the method returned something else than maps.
+            NotApplicableError: the maps were made elsewhere, and there are none for another model, input or target.
         """
+        if self.explainer.method.fixed and (model, x, target) != (None, None, None):
+            name = self.explainer.method.name
+            raise NotApplicableError(f"{name}: made elsewhere, for the trained model, these samples and targets only")
         model = self.model if model is None else model
         x = self.x if x is None else x
         if len(x) != len(self.samples):
             raise ValueError(f"explain: expected one input for each of the {len(self.samples)} samples, got {len(x)}")
         target = self.target if target is None else target
         background = self.source.background if "background" in self.explainer.method.needs else None
-        maps = partial(self.explainer.maps, call=call, background=background)
+        maps = partial(self.explainer.maps, call=call, background=background, chunk=self.chunk)
         with counted(model, self.passes):
             chunks = [
-                maps(model, x[part], target[part], self.space, self.samples[part], self.seed)
+                maps(
+                    model,
+                    x[part],
+                    target[part],
+                    self.space,
+                    self.samples[part],
+                    self.seed,
+                    masks=None if self.masks is None else self.masks[part],
+                )
                 for part in self._chunks(len(x))
             ]
         return torch.cat(chunks)

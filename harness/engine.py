@@ -9,6 +9,7 @@ import torch
 
 from harness.case import Passes
 from harness.plan import Group, Task, numerics
+from harness.remarks import in_words
 from harness.rows import rows_of
 from harness.store import Part, Store
 from harness.training import Progress
@@ -118,6 +119,7 @@ class _Runner:
             "backward": self.case.passes.backward if status == "done" else 0,
             "seconds": seconds,
             **(self.maps_cost or {"maps_forward": 0, "maps_backward": 0, "maps_seconds": 0.0}),
+            "remarks": in_words(self.case.remarks),
             "weights": self.group.subject.source.weights,
             "twins": self.group.subject.source.note,
             "device": device,

@@ -28,6 +28,9 @@ NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
         if subject.source.read_background
         else "needs background samples: pass background=, a tensor of them, such as training data"
     ),
+    "masks": lambda subject, _: (
+        "" if subject.reader.data.read_mask else "the data say of no sample where the truth lies"
+    ),
     "image": lambda subject, _: "" if subject.space.kind == "image" else f"needs images, got a {subject.space.kind}",
     "spatial": lambda subject, _: "" if SPATIAL_AXES[subject.space.kind] else "needs positions, got a table",
 }
@@ -87,6 +90,7 @@ class Group:
             space=subject.space,
             seed=seed,
             chunk=chunk,
+            masks=subject.masks,
         )
 
 
@@ -118,7 +122,8 @@ def identity_of(explainer: Explainer, subject: Subject) -> tuple[object, ...]:
     method = explainer.method
     # Appended and not always there, so that the keys of all others stay what they were.
     background = (subject.source.background_contents,) if "background" in method.needs else ()
-    return (method.name, method.version, sorted(explainer.options.items()), *background)
+    masks = (subject.masks,) if "masks" in method.needs else ()
+    return (method.name, method.version, sorted(explainer.options.items()), *background, *masks)
 
 
 def numerics(subject: Subject) -> tuple[str, str, str, str]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 FILLED_BY_NAME = ("baseline", "fill")
 """Options that a study gives by name ("black", "blur") and that the input space resolves."""
 
-FILLED = ("space", "background", "draws", "masks", "base", "preprocessing")
+FILLED = ("space", "background", "draws", "masks", "chunk", "ids", "base", "preprocessing")
 """Options that a study cannot give: the harness supplies the object."""
 
 
@@ -117,6 +117,8 @@ class Method(Entry):
         conserves_if: whether the method claims that with these options (all of them, defaults included).
         stochastic: whether a new call gives a new map.
         expected: for controls, the verdict that each named metric must reach.
+        fixed: whether the maps were made elsewhere, for the trained model, the samples and the targets of the study,
+            so that there are none for anything else.
     """
 
     cite: str = ""
@@ -124,6 +126,7 @@ class Method(Entry):
     stochastic: bool = False
     expected: Mapping[str, str] = field(default_factory=dict)
     conserves_if: Callable[[Mapping[str, Any]], bool] = lambda _: True
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ METHODS: Registry[Method] = Registry("method")
 METRICS: Registry[Metric] = Registry("metric")
 DATA: Registry[SourceEntry] = Registry("data")
 MODELS: Registry[SourceEntry] = Registry("model")
+GUESTS: Registry[SourceEntry] = Registry("method")
 
 
 def _origin(function: Callable[..., Any]) -> str:
@@ -231,8 +235,9 @@ def method(
         entry = Method(function.__name__, function, family, version, needs, *claims)
         if stochastic != ("draws" in entry.parameters):
             raise TypeError(f"{entry.name}: stochastic={stochastic}, but an option 'draws' says otherwise")
-        if ("background" in needs) != ("background" in entry.parameters):
-            raise TypeError(f"{entry.name}: needs={needs}, but an option 'background' says otherwise")
+        for filled in ("background", "masks"):
+            if (filled in needs) != (filled in entry.parameters):
+                raise TypeError(f"{entry.name}: needs={needs}, but an option {filled!r} says otherwise")
         METHODS.add(entry)
         return function
 
@@ -265,6 +270,11 @@ def data_source(*, argument: str = "") -> Callable[[F], F]:
 def model_source(*, argument: str = "") -> Callable[[F], F]:
     """Register `f(argument, *, <options>) -> harness.models.ModelSource`; see `data_source`."""
     return _source(MODELS, argument)
+
+
+def method_source(*, argument: str = "") -> Callable[[F], F]:
+    """Register `f(argument, *, base) -> Method`: methods that are not ours; see `data_source`."""
+    return _source(GUESTS, argument)
 
 
 def _source(registry: Registry[SourceEntry], argument: str) -> Callable[[F], F]:

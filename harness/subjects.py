@@ -93,6 +93,12 @@ class Subject:
         """The samples on the model's device, read when they are asked for."""
         return self.reader.read(self.rows)
 
+    @property
+    def masks(self) -> Float[Tensor, "n ..."] | None:
+        """Where in the samples the truth lies, on the model's device; None if the data do not say it."""
+        masks = self.reader.data.masks(self.rows)
+        return None if masks is None else masks.to(self.reader.device, self.reader.dtype)
+
     def blocks(self) -> list["Subject"]:
         """The subject in parts of at most 256 samples."""
         return [self._part(start, start + SAMPLES_A_BLOCK) for start in range(0, len(self.rows), SAMPLES_A_BLOCK)]
@@ -157,6 +163,7 @@ def subject_of_tensors(
     build: Callable[[], nn.Module] | None,
     target: Target | Int[Tensor, " n"],
     background: Float[Tensor, "m ..."] | None = None,
+    masks: Float[Tensor, "n ..."] | None = None,
 ) -> Subject:
     """The subject of somebody who has a model and a batch of samples in Python.
 
@@ -184,7 +191,10 @@ def subject_of_tensors(
     ids = [f"sample/{row}" for row in range(len(x))]
     given, policy = (target, "label") if isinstance(target, Tensor) else (y, target)
     labels = None if given is None else _labels(given, len(x))
-    data = of_tensors("tensors", x, labels, space, ids=ids)
+    one_channel = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
+    if masks is not None and masks.shape != one_channel:
+        raise InputError(f"expected masks of shape {list(one_channel)}, got {list(masks.shape)}")
+    data = of_tensors("tensors", x, labels, space, ids=ids, masks=masks)
     source = LoadedModel(model, build, seed, x[:1], lambda: x)
     if background is not None:
         samples = _background(background, x)

@@ -32,6 +32,7 @@ class Data:
         read: row -> that sample; raises `BrokenSampleError` if it cannot be read.
         classes: the names of the classes by index; empty where they have none.
         train: the samples to train on; None if there are none.
+        read_mask: row -> where in that sample the truth lies, [1, ...] or [f] for a table; None if nothing says it.
         skip_broken: whether a sample that cannot be read is left out, or ends everything.
     """
 
@@ -43,6 +44,7 @@ class Data:
     classes: tuple[str, ...] = ()
     train: "Data | None" = None
     skip_broken: bool = False
+    read_mask: Callable[[int], Tensor] | None = None
     _first: dict[str, tuple[int, torch.Size]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -89,6 +91,10 @@ class Data:
                 )
         return torch.stack(samples) if samples else torch.zeros(0)
 
+    def masks(self, rows: Iterable[int]) -> Float[Tensor, "m ..."] | None:
+        """Where in these samples the truth lies; None if nothing says it."""
+        return torch.stack([self.read_mask(row) for row in rows]) if self.read_mask else None
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all contents, of the training part too. Reads everything once.
@@ -123,7 +129,9 @@ def of_tensors(
     ids: Sequence[str] | None = None,
     classes: tuple[str, ...] = (),
     train: Data | None = None,
+    masks: Float[Tensor, "n ..."] | None = None,
 ) -> Data:
     """Data that are in memory already; ids are positions if none are given."""
     ids = [f"{name}/{row}" for row in range(len(x))] if ids is None else ids
-    return Data(name, space, ids, y, x.__getitem__, classes, train)
+    read_mask = None if masks is None else masks.__getitem__
+    return Data(name, space, ids, y, x.__getitem__, classes, train, read_mask=read_mask)

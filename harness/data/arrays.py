@@ -26,6 +26,7 @@ def npz(
     base: Path,
     x: str = "x",
     y: str = "y",
+    masks: str = "masks",
     mean: list[float] | None = None,
     std: list[float] | None = None,
     low: float = 0.0,
@@ -33,6 +34,7 @@ def npz(
 ) -> Data:
     """Arrays of a NumPy archive: samples `x` as the model takes them, labels `y` where there are any.
 
+    `masks`, where there are any, are above zero where the truth lies: [n,h,w], [n,t] or [n,f].
     `train_x` and `train_y` beside them are the training part. Pixels are `x * std + mean`; without `mean` and
     `std` nothing is known about them, and fills that need pixels are refused.
 
@@ -40,7 +42,7 @@ def npz(
         InputError: no such file or array, or arrays of Python objects, which could run code and are not opened.
     """
     file, name = existing(base / path), f"npz:{path}"
-    wanted = (x, y, f"train_{x}", f"train_{y}")
+    wanted = (x, y, masks, f"train_{x}", f"train_{y}")
     try:
         with zipfile.ZipFile(file) as archive:
             members = {each.removesuffix(".npy"): each for each in archive.namelist()}
@@ -60,20 +62,37 @@ def npz(
         if arrays[f"train_{x}"].shape[1:] != arrays[x].shape[1:]:
             shapes = [list(arrays[each].shape) for each in (x, f"train_{x}")]
             raise InputError(f"{name}: {x!r} and 'train_{x}' hold samples of different shapes: {shapes}")
-    return _of_array(path, arrays[x], arrays.get(y), space, train)
+    return _of_array(path, arrays[x], arrays.get(y), space, train, arrays.get(masks))
 
 
-def _of_array(path: str, x: np.ndarray, y: np.ndarray | None, space: InputSpace, train: Data | None) -> Data:
+def _of_array(
+    path: str,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    space: InputSpace,
+    train: Data | None,
+    masks: np.ndarray | None = None,
+) -> Data:
     if x.dtype.kind not in "biuf" or 0 in x.shape:
         raise InputError(f"npz:{path}: expected samples that are real numbers, got {x.dtype} of shape {list(x.shape)}")
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
         raise InputError(f"npz:{path}: expected {len(x)} integer labels, got {y.dtype} of shape {list(y.shape)}")
+    one_channel = (len(x), *x.shape[2:]) if x.ndim > 2 else x.shape
+    if masks is not None and (masks.shape != one_channel or masks.dtype.kind not in "biuf"):
+        raise InputError(f"npz:{path}: expected masks of shape {list(one_channel)}, got {list(masks.shape)}")
     labels = None if y is None else torch.from_numpy(y.astype(np.int64))
 
     def read(row: int) -> torch.Tensor:
         return torch.from_numpy(np.array(x[row], dtype=np.float64 if x.dtype == np.float64 else np.float32))
 
-    return Data(f"npz:{path}", space, [f"{path}/{row}" for row in range(len(x))], labels, read, train=train)
+    def read_mask(row: int) -> torch.Tensor:
+        assert masks is not None
+        mask = torch.from_numpy(np.array(masks[row] > 0, dtype=np.float32))
+        return mask[None] if x.ndim > 2 else mask
+
+    ids = [f"{path}/{row}" for row in range(len(x))]
+    name, masked = f"npz:{path}", None if masks is None else read_mask
+    return Data(name, space, ids, labels, read, train=train, read_mask=masked)
 
 
 def _mapped(archive: zipfile.ZipFile, member: str, path: Path) -> np.ndarray:
