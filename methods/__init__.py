@@ -1,6 +1,7 @@
 """The attribution methods, one function each. Importing this package registers them all."""
 
 from harness.methods import (
+    attention,
     backward,
     cam,
     controls,
@@ -11,9 +12,11 @@ from harness.methods import (
     lrp,
     perturbation,
     smoothing,
+    surrogates,
 )
 
 __all__ = [
+    "attention",
     "backward",
     "cam",
     "controls",
@@ -24,4 +27,5 @@ __all__ = [
     "lrp",
     "perturbation",
     "smoothing",
+    "surrogates",
 ]

@@ -1,15 +1,50 @@
-"""Class activation maps: a weighted sum of the channels of one layer."""
+"""Class activation maps: weighted sums of the channels of one layer.
+
+All take `layer`, the name of the module whose output is $A$; without one, the last layer that holds positions and
+through which everything passes is found while the network runs (`harness.methods.layers`). Which one it was is
+remarked with the cell. Sums are upsampled to the input linearly along each axis (bilinear for images). The papers
+apply a ReLU to the sum; here that is an option, because the ReLU turns many maps of a randomized network into zeros.
+"""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from harness.registry import method, nearest
+from harness.methods.backward import guided_backprop
+from harness.methods.composites import rounding
+from harness.methods.layers import Features, features, upsampled
+from harness.registry import method
+from harness.remarks import remark
 from harness.types import NotApplicableError
 
 
-@method(family="cam", cite="selvaraju2017grad", needs=("spatial",))
+@method(family="cam", cite="zhou2016learning", needs=("spatial",))
+def cam(
+    model: nn.Module, x: Float[Tensor, "n c *axes"], target: Int[Tensor, " n"], *, relu: bool = False
+) -> Float[Tensor, "n 1 *axes"]:
+    r"""CAM: $\sum_k w_{tk} A^k$ with $w$ the weights of the linear layer behind the global average pooling.
+
+    Only for networks that end so: features A, their mean over positions, one linear layer. Then its mean over
+    positions, at the size of the features, is the logit without its bias.
+
+    Args:
+        model: returns logits [n, classes].
+        x: the samples.
+        target: the explained class of each.
+        relu: whether negative values of the sum become zero.
+
+    Raises:
+        NotApplicableError: the network does not end in global average pooling and a linear layer.
+    """
+    seen = _features("cam", model, x, target, "")
+    linear, pooled = seen.run.trace.linear, seen.activation.flatten(2).mean(2)
+    ends = linear is not None and linear[2].grad_fn is not None and linear[2].shape == seen.run.logits.shape
+    if linear is None or not ends or not _equal(linear[0], pooled) or not _equal(linear[2], seen.run.logits):
+        raise NotApplicableError("cam: the model does not end in global average pooling and one linear layer")
+    return _map(linear[1].detach()[target], seen.activation, x, relu)
+
+
+@method(family="cam", cite="selvaraju2017grad", needs=("spatial",), version=2)
 def grad_cam(
     model: nn.Module,
     x: Float[Tensor, "n c *axes"],
@@ -20,8 +55,8 @@ def grad_cam(
 ) -> Float[Tensor, "n 1 *axes"]:
     r"""Grad-CAM: $\sum_k w_k A^k$ with $w_k$ the mean over positions of $\partial f_t / \partial A^k$.
 
-    Upsampled to the input linearly along each axis (bilinear for images). The paper applies a ReLU to the
-    sum; here that is an option, because the ReLU turns many maps of a randomized network into zeros.
+    Where the layer is followed by global average pooling and a linear layer, this is CAM divided by the number of
+    positions.
 
     Args:
         model: returns logits [n, classes].
@@ -34,58 +69,132 @@ def grad_cam(
         NotApplicableError: no layer has more than one position, or `layer` does not exist, has no positions or
             is not used by the logits.
     """
-    name = layer or last_spatial_layer(model, x[:1])
-    modules = {each: module for each, module in model.named_modules() if each}
-    if name not in modules:
-        raise NotApplicableError(f"grad_cam: the model has no layer {name!r}; {nearest(name, modules)}")
-    captured: list[object] = []
-
-    def capture(_module: nn.Module, _inputs: object, output: object) -> object:
-        captured.append(output)
-        # What follows may be in place; it then writes into the copy.
-        return output.clone() if isinstance(output, Tensor) else output
-
-    handle = modules[name].register_forward_hook(capture)
-    try:
-        with torch.enable_grad():
-            logits = model(x.detach().requires_grad_().clone())
-            activation = captured[-1] if captured else None
-            if not isinstance(activation, Tensor) or activation.ndim != x.ndim:
-                raise NotApplicableError(f"grad_cam: layer {name!r} returns no channels with positions")
-            score = logits.gather(1, target[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, activation, allow_unused=True)
-    finally:
-        handle.remove()
-    if gradient is None:
-        raise NotApplicableError(f"grad_cam: the logits do not use layer {name!r}; name another one as `layer`")
-    weights = gradient.flatten(2).mean(2).view(*gradient.shape[:2], *(1,) * (x.ndim - 2))
-    coarse = (weights * activation.detach()).sum(1, keepdim=True)
-    coarse = coarse.clamp(min=0) if relu else coarse
-    mode = {3: "linear", 4: "bilinear"}[x.ndim]
-    return interpolate(coarse, size=x.shape[2:], mode=mode, align_corners=False)
+    seen = _features("grad_cam", model, x, target, layer)
+    return _map(seen.gradient.flatten(2).mean(2), seen.activation, x, relu)
 
 
-def last_spatial_layer(model: nn.Module, x: Float[Tensor, "n c *axes"]) -> str:
-    """The name of the module that is the last to return channels with more than one position.
+@method(family="cam", cite="selvaraju2017grad", needs=("spatial",))
+def guided_grad_cam(
+    model: nn.Module, x: Float[Tensor, "n c *axes"], target: Int[Tensor, " n"], *, layer: str = ""
+) -> Float[Tensor, "n c *axes"]:
+    r"""Guided Grad-CAM: guided backpropagation times the upsampled, rectified Grad-CAM.
+
+    Args:
+        model: returns logits [n, classes].
+        x: the samples.
+        target: the explained class of each.
+        layer: as for `grad_cam`.
 
     Raises:
-        NotApplicableError: there is none.
+        NotApplicableError: one of the two does not apply.
     """
-    last = ""
-    names = {module: name for name, module in model.named_modules() if name}
+    seen = _features("guided_grad_cam", model, x, target, layer)
+    weights = _map(seen.gradient.flatten(2).mean(2), seen.activation, x, relu=True)
+    return guided_backprop(model, x, target) * weights
 
-    def note(module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal last
-        if isinstance(output, Tensor) and output.ndim == x.ndim and output[0, 0].numel() > 1:
-            last = names[module]
 
-    handles = [module.register_forward_hook(note) for module in names]
-    try:
-        with torch.no_grad():
-            model(x.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not last:
-        raise NotApplicableError("grad_cam: no layer of the model returns channels with more than one position")
-    return last
+@method(family="cam", cite="chattopadhay2018grad", needs=("spatial",))
+def grad_cam_plus_plus(
+    model: nn.Module,
+    x: Float[Tensor, "n c *axes"],
+    target: Int[Tensor, " n"],
+    *,
+    layer: str = "",
+    relu: bool = False,
+) -> Float[Tensor, "n 1 *axes"]:
+    r"""Grad-CAM++: $w_k = \sum_p \alpha_p \max(0, g_p)$, $\alpha = \frac{g^2}{2 g^2 + g^3 \sum_p A_p}$.
+
+    With $g = \partial f_t / \partial A^k$ at each position p. The paper derives the weights for the score $e^{f_t}$,
+    whose own factor $e^{f_t}$ scales the whole map of a sample and is left out, as its authors do. $\alpha$ is zero
+    where $g$ is.
+
+    Args:
+        model: returns logits [n, classes].
+        x: the samples.
+        target: the explained class of each.
+        layer: as for `grad_cam`.
+        relu: whether negative values of the sum become zero, as in the paper.
+
+    Raises:
+        NotApplicableError: as for `grad_cam`.
+    """
+    seen = _features("grad_cam_plus_plus", model, x, target, layer)
+    gradient, total = seen.gradient.flatten(2), seen.activation.flatten(2).sum(2, keepdim=True)
+    # g^2 / (2 g^2 + g^3 s) without its powers, which underflow.
+    divisor = 2 + gradient * total
+    alpha = torch.where((gradient != 0) & (divisor != 0), 1 / divisor, 0.0)
+    return _map((alpha * gradient.clamp(min=0)).sum(2), seen.activation, x, relu)
+
+
+@method(family="cam", cite="draelos2020hirescam", needs=("spatial",))
+def hires_cam(
+    model: nn.Module,
+    x: Float[Tensor, "n c *axes"],
+    target: Int[Tensor, " n"],
+    *,
+    layer: str = "",
+    relu: bool = False,
+) -> Float[Tensor, "n 1 *axes"]:
+    r"""HiResCAM: $\sum_k \frac{\partial f_t}{\partial A^k} \odot A^k$, without a mean over positions.
+
+    Args:
+        model: returns logits [n, classes].
+        x: the samples.
+        target: the explained class of each.
+        layer: as for `grad_cam`.
+        relu: whether negative values of the sum become zero, as in the paper's pictures.
+
+    Raises:
+        NotApplicableError: as for `grad_cam`.
+    """
+    seen = _features("hires_cam", model, x, target, layer)
+    return _map(seen.gradient, seen.activation, x, relu)
+
+
+@method(family="cam", cite="jiang2021layercam", needs=("spatial",))
+def layer_cam(
+    model: nn.Module,
+    x: Float[Tensor, "n c *axes"],
+    target: Int[Tensor, " n"],
+    *,
+    layer: str = "",
+    relu: bool = False,
+) -> Float[Tensor, "n 1 *axes"]:
+    r"""LayerCAM: $\sum_k \max(0, \frac{\partial f_t}{\partial A^k}) \odot A^k$.
+
+    The scaling by a hyperbolic tangent, which the paper adds for pictures of its first layers, is left out.
+
+    Args:
+        model: returns logits [n, classes].
+        x: the samples.
+        target: the explained class of each.
+        layer: as for `grad_cam`.
+        relu: whether negative values of the sum become zero, as in the paper.
+
+    Raises:
+        NotApplicableError: as for `grad_cam`.
+    """
+    seen = _features("layer_cam", model, x, target, layer)
+    return _map(seen.gradient.clamp(min=0), seen.activation, x, relu)
+
+
+def _features(
+    name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], target: Int[Tensor, " n"], layer: str
+) -> Features:
+    seen = features(model, x, target, layer, name)
+    remark("layer", seen.layer)
+    return seen
+
+
+def _map(
+    weights: Float[Tensor, "n k ..."], activation: Float[Tensor, "n k *grid"], x: Float[Tensor, "n c *axes"], relu: bool
+) -> Float[Tensor, "n 1 *axes"]:
+    """The sum over channels at the size of the input; `weights` are one a channel, or one a position of it."""
+    weights = weights.reshape(*weights.shape, *(1,) * (activation.ndim - weights.ndim))
+    coarse = (weights * activation).sum(1, keepdim=True)
+    return upsampled(coarse.clamp(min=0) if relu else coarse, x)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    relative, absolute = rounding(other.detach())
+    return one.shape == other.shape and torch.allclose(one, other, relative, absolute)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from harness.digests import digest
 from harness.random import Draws
 from harness.registry import method
 
@@ -45,3 +46,40 @@ def input_magnitude(
 def constant(model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"]) -> Float[Tensor, "n *shape"]:
     """One everywhere: has no order, so that every ranking metric must say that it is undefined."""
     return torch.ones_like(x)
+
+
+@method(family="control", needs=("spatial",), expected={"parameter_randomization": "FAIL"})
+def center_gaussian(
+    model: nn.Module, x: Float[Tensor, "n c *axes"], target: Int[Tensor, " n"]
+) -> Float[Tensor, "n 1 *axes"]:
+    r"""A Gaussian in the middle, $\prod_a e^{-u_a^2 / 2}$, $u_a$ from the centre in quarters of side a.
+
+    Where photographers put their objects: what a method that knows neither the model nor the input would show.
+    """
+    bell = torch.ones_like(x[:, :1])
+    for axis, side in enumerate(x.shape[2:], 2):
+        centred = (torch.arange(side).to(x) - (side - 1) / 2) / (side / 4)
+        bell = bell * torch.exp(-centred.square() / 2).view(-1, *(1,) * (x.ndim - 1 - axis))
+    return bell
+
+
+@method(family="control", expected={"parameter_randomization": "PASS"})
+def parameter_noise(
+    model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"]
+) -> Float[Tensor, "n *shape"]:
+    """Standard normal noise that a hash of the weights and of the sample seeds: changes with every parameter.
+
+    Passes each randomization test and explains nothing: why PASS is necessary and not sufficient.
+    """
+    # In single precision, so that the same network in double precision has the same noise.
+    weights = digest({name: tensor.float() for name, tensor in model.state_dict().items()})
+    ids = [digest(sample.float()) for sample in x]
+    return Draws.of(ids, "parameter_noise", weights, device=x.device).normal(*x.shape[1:]).to(x.dtype)
+
+
+@method(family="control", needs=("masks",))
+def oracle(
+    model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"], *, masks: Float[Tensor, "n ..."]
+) -> Float[Tensor, "n ..."]:
+    """The mask that the data bring: what a method that knows the truth would show."""
+    return masks.to(x)

@@ -284,7 +284,7 @@ def prove_coverage(
         NotApplicableError: an operator has no rule; the message names the method and the operators. Or nothing leads
             to the input at all.
     """
-    nodes = _nodes_between(output, leaf)
+    nodes = nodes_between(output, leaf)
     if not nodes:
         raise NotApplicableError(f"{name}: no gradient reaches the input: something in the model detaches it")
     strangers = sorted({stranger for node in nodes if (stranger := propagation.stranger(node))})
@@ -327,7 +327,7 @@ def _is_ruled(node: Any) -> bool:
     return issubclass(getattr(node, "_forward_cls", object), Ruled)
 
 
-def _nodes_between(output: Tensor, leaf: Tensor) -> set[Any]:
+def nodes_between(output: Tensor, leaf: Tensor) -> set[Any]:
     """The autograd nodes on some path from `output` to `leaf`."""
     consumers: dict[Any, list[Any]] = {output.grad_fn: []}
     stack: list[Any] = [output.grad_fn]

@@ -21,11 +21,16 @@ CHEAP = {
     "smoothgrad_squared": {"samples": 3},
     "vargrad": {"samples": 3},
     "occlusion": {"window": 3, "stride": 2},
+    "rise": {"samples": 5, "cells": 3},
+    "lime": {"samples": 20, "units": 50},
+    "kernel_shap": {"samples": 20, "units": 50},
     # The default is at the level of rounding in float32, where a unit that nearly cancels is ill-conditioned.
     "lrp_epsilon": {"epsilon": 1e-3},
     "attention_lrp": {"epsilon": 1e-3},
 }
 
+CAMS = [name for name, entry in METHODS.items() if entry.family == "cam" and name != "guided_grad_cam"]
+ATTENTION = [name for name, entry in METHODS.items() if entry.family == "attention"]
 KINDS = {4: "image", 3: "signal", 2: "table"}
 REFUSALS = {
     ("deconvnet", "tanh"): "deconvnet has no rule for: tanh (TanhBackward0)",
@@ -34,16 +39,31 @@ REFUSALS = {
     ("full_grad", "vit"): "full_grad has no rule for: layer_norm (NativeLayerNormBackward0)",
     ("sobel", "signal"): "sobel: needs images, got a signal",
     ("sobel", "table"): "sobel: needs images, got a table",
-    ("grad_cam", "table"): "grad_cam: needs positions, got a table",
+    ("center_gaussian", "table"): "center_gaussian: needs positions, got a table",
+    ("guided_grad_cam", "table"): "guided_grad_cam: needs positions, got a table",
+    **{(name, "table"): f"{name}: needs positions, got a table" for name in (*CAMS, *ATTENTION)},
+    **{
+        (name, shape): f"{name}: the model has no attention between positions"
+        for name in ATTENTION
+        for shape in SHAPES
+        if shape not in ("vit", "table")
+    },
+    **{
+        ("cam", shape): "cam: the model does not end in global average pooling and one linear layer"
+        for shape in ("modules", "gelu", "tanh", "vit", "signal")
+    },
 }
 
 
 def explain(name, model, x, target, **arguments):
     background = torch.stack([torch.full_like(x[0], level) for level in (0, 0.3, 0.8)])
     filled = {"background": background, "space": InputSpace(KINDS[x.ndim], mean=(0.0,), std=(1.0,))}
+    filled["masks"] = ((x[:, :1] if x.ndim > 2 else x) > 0.5).to(x.dtype)
     return harness.explain(model, x, target, method=name, **CHEAP.get(name, {}), **filled, **arguments)
 
 
+# A network of the suite that a method applies to.
+HOME = {"cam": "functional", **dict.fromkeys(ATTENTION, "vit")}
 every_method = pytest.mark.parametrize("name", METHODS)
 # Methods that differ from others in the rule of a linear operator only.
 SIMILAR = {"lrp_0", "lrp_gamma", "lrp_z_plus", "lrp_epsilon_plus", "lrp_epsilon_alpha2_beta1", "deep_taylor"}
@@ -125,20 +145,20 @@ def test_half_precision_stays_half_precision(name, shape):
 
 @every_method
 def test_new_noise_comes_with_a_new_seed_and_only_for_stochastic_methods(name):
-    model, x, target = network("modules")
+    model, x, target = network(HOME.get(name, "modules"))
     same = torch.equal(explain(name, model, x, target, seed=0), explain(name, model, x, target, seed=1))
     assert same != METHODS[name].stochastic
 
 
 @every_method
 def test_parameters_matter_unless_the_method_is_a_control(name):
-    model, x, target = network("modules")
-    other, _, _ = network("modules")
+    model, x, target = network(HOME.get(name, "modules"))
+    other, _, _ = network(HOME.get(name, "modules"))
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.3 * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
     same = torch.equal(explain(name, model, x, target), explain(name, other, x, target))
-    assert same == (METHODS[name].family == "control")
+    assert same == (METHODS[name].family == "control" and name != "parameter_noise")
 
 
 class Fails(nn.Module):
@@ -157,8 +177,8 @@ class Fails(nn.Module):
 
 @pytest.mark.parametrize("name", [name for name, entry in METHODS.items() if entry.family != "control"])
 def test_a_model_that_raises_is_left_as_it_was(name):
-    inner, x, target = network("modules")
-    model = Fails(inner, after=2 if name == "grad_cam" else 1).eval()
+    inner, x, target = network(HOME.get(name, "modules"))
+    model = Fails(inner, after=1).eval()
     before = fingerprint(model)
     with pytest.raises(RuntimeError, match="on purpose"):
         explain(name, model, x, target)
