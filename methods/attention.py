@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.methods.composites import plain
-from harness.methods.layers import Layout, traced, upsampled
+from harness.methods.layers import Layout, layers_of, upsampled
 from harness.methods.operators import Call
 from harness.methods.propagation import Propagation
+from harness.methods.trace import traced
 from harness.registry import method
 from harness.types import NotApplicableError
 
@@ -127,7 +128,9 @@ def _attended(name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], target
     if not weights:
         raise NotApplicableError(f"{name}: the model has no attention between positions")
     size = weights[-1].shape[-1]
-    tokens = next((each for each in run.layers if each[1].tokens is not None and each[0].tensor.shape[1] == size), None)
+    tokens = next(
+        (each for each in layers_of(run) if each[1].tokens is not None and each[0].tensor.shape[1] == size), None
+    )
     whole = all(each.shape[-2:] == (size, size) and (each.ndim == 3 or len(each) == len(x)) for each in weights)
     if tokens is None or not whole:
         raise NotApplicableError(
