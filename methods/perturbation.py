@@ -15,6 +15,8 @@ from harness.remarks import remark
 from harness.types import Count, InputError, NonNegative
 
 WINDOWS_A_SIDE = 7
+BLOCK = 64
+"""Masks that are drawn at once."""
 
 
 @method(family="perturbation", cite="zeiler2014visualizing")
@@ -118,9 +120,8 @@ def rise(
 
     def hidden(part: range) -> Tensor:
         nonlocal masks
-        drawn = [_mask(draws, axes or x.shape[1:], index, cells, keep, smooth=bool(axes)) for index in part]
-        masks = torch.stack(drawn, 1).to(x.dtype)
-        masks = masks[:, :, None] if axes else masks
+        drawn = _masks(draws, axes or x.shape[1:], part, cells, keep, smooth=bool(axes)).to(x.dtype)
+        masks = drawn[:, :, None] if axes else drawn
         return mixed(x, baseline, masks)
 
     total = torch.zeros_like(x[:, :1] if axes else x)
@@ -129,20 +130,25 @@ def rise(
     return total / (samples * keep)
 
 
-def _mask(
-    draws: Draws, axes: tuple[int, ...], index: int, cells: int, keep: float, *, smooth: bool
-) -> Float[Tensor, "n ..."]:
+def _masks(
+    draws: Draws, axes: tuple[int, ...], part: range, cells: int, keep: float, *, smooth: bool
+) -> Float[Tensor, "n k ..."]:
+    """These of each sample's masks. Their numbers are drawn in blocks, which do not depend on the chunk."""
+    size = cells ** len(axes) if smooth else axes[0]
+    shifts = len(axes) if smooth else 0
+    blocks = range(part.start // BLOCK, (part.stop - 1) // BLOCK + 1)
+    numbers = torch.cat([draws.uniform(BLOCK, size + shifts, draw=block) for block in blocks], 1)
+    numbers = numbers[:, part.start - blocks.start * BLOCK :][:, : len(part)]
+    masks = (numbers[:, :, :size] < keep).double()
     if not smooth:
-        return (draws.uniform(*axes, draw=index) < keep).double()
-    size = cells ** len(axes)
-    numbers = draws.uniform(size + len(axes), draw=index)
-    mask = (numbers[:, :size] < keep).double().unflatten(1, (cells,) * len(axes))
+        return masks
+    masks = masks.unflatten(2, (cells,) * len(axes))
     for axis, side in enumerate(axes):
-        table = _interpolations(side, cells).to(mask)
-        shift = (numbers[:, size + axis] * len(table)).long()
+        table = _interpolations(side, cells).to(masks)
+        shift = (numbers[:, :, size + axis] * len(table)).long()
         # The axis of the grid in front becomes the last one; after all axes their order is the old one.
-        mask = torch.einsum("nc...,nsc->n...s", mask, table[shift])
-    return mask
+        masks = torch.einsum("nkc...,nksc->nk...s", masks, table[shift])
+    return masks
 
 
 def _interpolations(side: int, cells: int) -> Float[Tensor, "shifts side cells"]:

@@ -61,7 +61,8 @@ def lime(
     labels = units_of(x, space, units)
     count = int(labels.max()) + 1
     exists = _exists(labels, count)
-    kept = torch.stack([draws.bits(count, draw=index) & 1 for index in range(samples)], 1).double() * exists[:, None]
+    # By unit first, so that a sample's numbers do not depend on how many units others have.
+    kept = (draws.bits(count, samples) & 1).transpose(1, 2).double() * exists[:, None]
     kept[:, 0] = exists
     values = _values(model, x, target, baseline, labels, kept, chunk)
     cosine = (kept.sum(2) / exists.sum(1, keepdim=True)).sqrt()
@@ -217,7 +218,8 @@ def _all_subsets(count: int, exists: Float[Tensor, " units"]) -> tuple[Float[Ten
 def _drawn(exists: Float[Tensor, "n units"], draws: Draws, pairs: int) -> Float[Tensor, "n k units"]:
     """Subsets drawn from pi, each followed by its complement."""
     n, units = exists.shape
-    numbers = torch.stack([draws.uniform(units + 1, draw=index) for index in range(pairs)], 1)
+    # By unit first, so that a sample's numbers do not depend on how many units others have.
+    numbers = draws.uniform(units + 1, pairs).transpose(1, 2)
     count = exists.sum(1).view(n, 1, 1)
     sizes = torch.arange(1, max(units, 2)).to(exists).view(1, 1, -1)
     # All subsets of one size together have the weight (d - 1) / (s (d - s)).
