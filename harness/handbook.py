@@ -1,6 +1,8 @@
 """The table of methods in `methods/README.md`, made from the registry: `python -m harness.handbook` writes it anew."""
 
 import re
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from harness.case import Explainer, Passes, counted
 from harness.catalogue import METHODS
+from harness.networks import VisionTransformer
 from harness.registry import Method
 from harness.space import InputSpace
 from harness.types import NotApplicableError
@@ -40,19 +43,28 @@ def cited(key: str) -> str:
 
 
 def cost(method: Method) -> str:
-    """Forward and backward passes for one sample, counted with default options on a picture and ten classes."""
-    model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, CLASSES)).eval()
+    """Forward and backward passes for one sample, counted with default options on a picture and ten classes.
+
+    On a small convolutional network with 16 channels, or on a small transformer for what needs attention.
+
+    Raises:
+        LookupError: the method applies to neither.
+    """
+    convolutional = nn.Sequential(
+        nn.Conv2d(1, 16, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)
+    )
     x = torch.linspace(0, 1, SIDE**2).view(1, 1, SIDE, SIDE).repeat(SAMPLES, 1, 1, 1)
     space = InputSpace("image", mean=(0.0,), std=(1.0,))
     options = method.resolve({}) | ({"baseline": "black"} if "baseline" in method.options else {})
-    passes, target, ids = Passes(), torch.zeros(SAMPLES, dtype=torch.long), [str(row) for row in range(SAMPLES)]
-    with counted(model, passes):
-        try:
-            Explainer(method, options).maps(model, x, target, space, ids, 0, background=1 - x)
-        except NotApplicableError as error:
-            return str(error)
-    # What is done once a batch, and not for each of its samples, is left out.
-    return f"{passes.forward // SAMPLES} + {passes.backward // SAMPLES}"
+    target, ids = torch.zeros(SAMPLES, dtype=torch.long), [str(row) for row in range(SAMPLES)]
+    explain = partial(Explainer(method, options).maps, background=1 - x, masks=x)
+    for model in (convolutional.eval(), VisionTransformer((1, SIDE, SIDE), CLASSES).eval()):
+        passes = Passes()
+        with counted(model, passes), suppress(NotApplicableError):
+            explain(model, x, target, space, ids, 0)
+            # What is done once a batch, and not for each of its samples, is left out.
+            return f"{passes.forward // SAMPLES} + {passes.backward // SAMPLES}"
+    raise LookupError(f"{method.name} applies to neither of the networks that passes are counted on")
 
 
 def main() -> None:

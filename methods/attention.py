@@ -18,7 +18,7 @@ from harness.methods.composites import plain
 from harness.methods.layers import Layout, layers_of, upsampled
 from harness.methods.operators import Call
 from harness.methods.propagation import Propagation
-from harness.methods.trace import traced
+from harness.methods.trace import Traced, traced
 from harness.registry import method
 from harness.types import NotApplicableError
 
@@ -29,15 +29,22 @@ class Attended:
 
     Attributes:
         layers: the weights of each layer; rows attend to columns and sum to 1.
-        gradients: of the target logit, by them.
+        run: of the network, in which `weights` made them.
+        weights: the same as the softmax returned them, with their graph.
         read: how much of each token the logits are read from; sums to 1.
         layout: where the tokens are in the input.
     """
 
     layers: list[Float[Tensor, "n heads tokens tokens"]]
-    gradients: list[Float[Tensor, "n heads tokens tokens"]]
+    run: Traced
+    weights: list[Tensor]
     read: Float[Tensor, " tokens"]
     layout: Layout
+
+    def gradients(self) -> list[Float[Tensor, "n heads tokens tokens"]]:
+        """Of the target logit, by the weights of each layer."""
+        found = torch.autograd.grad(self.run.score, self.weights)
+        return [gradient.view_as(layer) for gradient, layer in zip(found, self.layers, strict=True)]
 
     def map(self, mixed: Float[Tensor, "n tokens tokens"], x: Float[Tensor, "n c *axes"]) -> Float[Tensor, "n 1 *axes"]:
         """The row that is read, on the grid of the patches, at the size of the input."""
@@ -100,7 +107,7 @@ def gradient_weighted_attention(
     seen = _attended("gradient_weighted_attention", model, x, target)
     identity = torch.eye(len(seen.read)).to(x)
     relevance = identity.expand(len(x), -1, -1)
-    for layer, gradient in zip(seen.layers, seen.gradients, strict=True):
+    for layer, gradient in zip(seen.layers, seen.gradients(), strict=True):
         relevance = relevance + (gradient * layer).clamp(min=0).mean(1) @ relevance
     return seen.map(relevance - identity, x)
 
@@ -138,6 +145,4 @@ def _attended(name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], target
         )
     read = run.read(tokens[0]).to(x.dtype)
     layers = [each.detach().unflatten(0, (len(x), -1)) if each.ndim == 3 else each.detach() for each in weights]
-    gradients = torch.autograd.grad(run.score, weights)
-    shaped = [each.view_as(layer) for each, layer in zip(gradients, layers, strict=True)]
-    return Attended(layers, shaped, read / read.sum(), tokens[1])
+    return Attended(layers, run, weights, read / read.sum(), tokens[1])
