@@ -1,8 +1,8 @@
 """Cost of the perturbation methods against the bare forward passes that they need. Prints a Markdown table.
 
-The floor is the number of passes times what the bare network needs for one sample at its best batch size. Bare passes are
-timed before and after each method, in the same run, because machines are noisy. Memory is the peak above that of the
-network with one batch.
+The floor is the number of passes times what the bare network needs for one sample at its best batch size. Bare passes
+are timed before and after each method, in the same run, because machines are noisy. Memory is the peak above that of
+the network with one batch.
 """
 
 import argparse
