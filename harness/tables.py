@@ -105,10 +105,12 @@ def cascade(stack: Stack) -> Iterator[Row]:
 
 
 def cost(stack: Stack) -> Iterator[Row]:
-    """Sample-passes and seconds of each method's maps and of each metric, summed over blocks."""
+    """Sample-passes and seconds of each method's maps and of each metric, summed over blocks; remarks on the maps."""
     done = [state for state in stack.states if state["status"] == "done"]
     if done:
-        yield {**stack.labels, **{name: sum(state[name] for state in done) for name in COSTS}}
+        said = [f"{name}: {text}" for state in done for name, text in state.get("remarks", {}).items()]
+        costs = {name: sum(state[name] for state in done) for name in COSTS}
+        yield {**stack.labels, **costs, "remarks": "; ".join(dict.fromkeys(said))}
 
 
 def outcomes(stack: Stack) -> Iterator[Row]:
