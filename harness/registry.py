@@ -6,7 +6,7 @@ Options are its keyword-only parameters. Those in `FILLED_BY_NAME` and `FILLED` 
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
@@ -92,6 +92,9 @@ class Entry:
         for option in given:
             if option not in self.options:
                 raise OptionError(option, f"{self.name} has no option {option!r}; {nearest(option, self.options)}")
+        for option, parameter in self.options.items():
+            if parameter.default is parameter.empty and option not in (*given, *FILLED_BY_NAME):
+                raise OptionError(option, f"{self.name} needs the option {option!r}, which has no default")
         try:
             checked = self._schema(**given)
         except ValidationError as error:
@@ -119,6 +122,9 @@ class Method(Entry):
         expected: for controls, the verdict that each named metric must reach.
         fixed: whether the maps were made elsewhere, for the trained model, the samples and the targets of the study,
             so that there are none for anything else.
+        contents: a hash or version of what else its maps depend on, such as a file or a library; empty if nothing.
+        refusal: why it has no maps for samples with these ids, targets and shape, or empty; asked before anything is
+            computed.
     """
 
     cite: str = ""
@@ -127,6 +133,8 @@ class Method(Entry):
     expected: Mapping[str, str] = field(default_factory=dict)
     conserves_if: Callable[[Mapping[str, Any]], bool] = lambda _: True
     fixed: bool = False
+    contents: str = ""
+    refusal: Callable[[Sequence[str], Any, tuple[int, ...]], str] = lambda *_: ""
 
 
 @dataclass(frozen=True)
