@@ -86,7 +86,7 @@ def evaluate(
     x: Float[Tensor, "n ..."],
     y: Int[Tensor, " labels"] | Sequence[int | float] | None = None,
     *,
-    methods: Sequence[str | dict[str, Any]],
+    methods: Sequence[str | dict[str, Any] | Callable[..., Any]],
     metrics: Sequence[str | dict[str, Any]],
     space: InputSpace | None = None,
     seed: int = 0,
@@ -104,7 +104,8 @@ def evaluate(
         x: images [n,c,h,w], signals [n,c,t] or tables [n,f], as the model takes them. The id of a sample, which
             keys its random numbers, is its position in `x`.
         y: labels, if there are any.
-        methods: names or entries as in a study, such as {"method": "smoothgrad", "samples": 50}.
+        methods: names or entries as in a study, such as {"method": "smoothgrad", "samples": 50}, and functions
+            `f(model, x, target, *, <options>) -> maps`, as they are or as the `method` of an entry.
         metrics: likewise.
         space: what the numbers in `x` mean; without it, fills that need pixels (black, grey) are refused.
         seed: of every draw.
@@ -138,7 +139,7 @@ def explain(
     x: Float[Tensor, "n ..."],
     target: Int[Tensor, " n"] | Target = "predicted",
     *,
-    method: str,
+    method: str | Callable[..., Any],
     space: InputSpace | None = None,
     seed: int = 0,
     background: Float[Tensor, "m ..."] | None = None,
@@ -152,7 +153,7 @@ def explain(
         model: returns logits [n, classes]; in evaluation mode.
         x: the samples; the id of each, which keys its random numbers, is its position.
         target: the explained class of each, or a policy as in `evaluate`.
-        method: a registered name.
+        method: a name as in a study, or a function `f(model, x, target, *, <options>) -> maps`.
         space: what the numbers in `x` mean, for baselines that are named in pixels.
         seed: of the method's noise.
         background: samples that stand for the data, for methods that average over them.
@@ -190,8 +191,10 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _listed(entries: Sequence[str | dict[str, Any]], name: str) -> list[str | dict[str, Any]]:
-    if isinstance(entries, (str, dict)):
+def _listed(
+    entries: Sequence[str | dict[str, Any] | Callable[..., Any]], name: str
+) -> list[str | dict[str, Any] | Callable[..., Any]]:
+    if isinstance(entries, (str, dict)) or callable(entries):
         raise InputError(f"{name} is a list of names and entries, got {entries!r}: put it in brackets")
     return list(entries)
 

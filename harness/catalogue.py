@@ -2,11 +2,13 @@
 
 from harness import methods, metrics
 from harness.data import arrays, audio, bundled, images, tabular, vision
+from harness.guests import captum, functions, gradcam, maps, zennit
 from harness.models import builtin, external
-from harness.registry import DATA, METHODS, METRICS, MODELS
+from harness.registry import DATA, GUESTS, METHODS, METRICS, MODELS
 
 __all__ = [
     "DATA",
+    "GUESTS",
     "METHODS",
     "METRICS",
     "MODELS",
@@ -14,10 +16,15 @@ __all__ = [
     "audio",
     "builtin",
     "bundled",
+    "captum",
     "external",
+    "functions",
+    "gradcam",
     "images",
+    "maps",
     "methods",
     "metrics",
     "tabular",
     "vision",
+    "zennit",
 ]

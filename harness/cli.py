@@ -181,12 +181,12 @@ def applicability(
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
     """List what is there by name: methods, metrics, models, data or studies."""
-    from harness.catalogue import DATA, METHODS, METRICS, MODELS
+    from harness.catalogue import DATA, GUESTS, METHODS, METRICS, MODELS
     from harness.registry import Entry, SourceEntry
     from harness.study import studies
 
     registries: dict[str, Mapping[str, Entry]] = {
-        "methods": METHODS,
+        "methods": {**METHODS, **GUESTS},
         "metrics": METRICS,
         "models": MODELS,
         "data": DATA,

@@ -98,10 +98,12 @@ def plan(subjects: Sequence[Subject], methods: Sequence[Chosen], metrics: Sequen
     """All groups of cells, in the order in which they are computed.
 
     Raises:
-        InputError: a named fill or baseline cannot be had in a subject's input space.
+        InputError: a named fill or baseline cannot be had in a subject's input space, or maps that were made elsewhere
+            are not those of its samples.
     """
     groups = []
     for subject in subjects:
+        _check_fixed(subject, methods, len(subjects))
         for index, block in enumerate(subject.blocks()):
             for chosen in methods:
                 assert isinstance(chosen.entry, Method)
@@ -123,7 +125,8 @@ def identity_of(explainer: Explainer, subject: Subject) -> tuple[object, ...]:
     # Appended and not always there, so that the keys of all others stay what they were.
     background = (subject.source.background_contents,) if "background" in method.needs else ()
     masks = (subject.masks,) if "masks" in method.needs else ()
-    return (method.name, method.version, sorted(explainer.options.items()), *background, *masks)
+    contents = (method.contents,) if method.contents else ()
+    return (method.name, method.version, sorted(explainer.options.items()), *background, *masks, *contents)
 
 
 def numerics(subject: Subject) -> tuple[str, str, str, str]:
@@ -143,6 +146,21 @@ def code_hash(*functions: Callable[..., Any]) -> str:
 def content_of(file: Path) -> bytes:
     """The bytes of a source file, as they were when they were first asked for."""
     return file.read_bytes()
+
+
+def _check_fixed(subject: Subject, methods: Sequence[Chosen], subjects: int) -> None:
+    """Check that methods whose maps exist already have them for this subject.
+
+    Raises:
+        InputError: they do not, or nobody knows of which of several models they are.
+    """
+    for chosen in methods:
+        assert isinstance(chosen.entry, Method)
+        reason = chosen.entry.refusal(subject.samples, subject.target, tuple(subject.source.example.shape[1:]))
+        if chosen.entry.fixed and subjects > 1:
+            reason = f"maps that were made elsewhere are of one model, and the study has {subjects}: give each a study"
+        if reason:
+            raise InputError(f"{chosen.label}: {reason}")
 
 
 def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metric: Chosen, seed: int) -> Task:

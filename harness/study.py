@@ -1,7 +1,7 @@
 """A study: what to run. Strict: anything unknown is an error with its place and the nearest known names."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from itertools import product
@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.catalogue import DATA, METHODS, METRICS, MODELS
+from harness.catalogue import DATA, GUESTS, METHODS, METRICS, MODELS
+from harness.guests.functions import of_callable
 from harness.heads import HEADS
 from harness.places import KeyPath, Place, StudyError, read_yaml
 from harness.plugins import load_file, module_name
@@ -27,6 +28,7 @@ from harness.registry import (
     split_source,
 )
 from harness.space import KNOWN_FILLS
+from harness.types import InputError
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -115,7 +117,7 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
         if not (folder / plugin).is_file():
             raise place.error(("plugins", index), f"no file {plugin!r}")
         load_file(folder / plugin)
-    methods = _choose(METHODS, "methods", study.methods, place)
+    methods = _choose(METHODS, "methods", study.methods, place, folder)
     if study.controls:
         taken = {chosen.entry.name for chosen in methods}
         homes = {"harness.methods.controls", *(module_name(folder / plugin) for plugin in study.plugins)}
@@ -124,8 +126,8 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
             for name, entry in METHODS.items()
             if entry.family == "control" and entry.function.__module__ in homes and name not in taken
         ]
-        methods = [*methods, *_choose(METHODS, "methods", extra, place)]
-    metrics = _choose(METRICS, "metrics", study.metrics, place)
+        methods = [*methods, *_choose(METHODS, "methods", extra, place, folder)]
+    metrics = _choose(METRICS, "metrics", study.metrics, place, folder)
     return Resolved(study, tuple(models_of(study.models, study.data, place)), tuple(methods), tuple(metrics), folder)
 
 
@@ -134,13 +136,15 @@ def studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
 
 
-def choose(registry: Registry[E], entries: Sequence[str | dict[str, Any]], kind: str) -> list[Chosen]:
-    """Resolve entries that were given in Python; see `load_study` for those of a file.
+def choose(
+    registry: Registry[E], entries: Sequence[str | dict[str, Any] | Callable[..., Any]], kind: str
+) -> list[Chosen]:
+    """Resolve entries that were given in Python; see `load_study` for those of a file. Methods may be functions.
 
     Raises:
         StudyError: an unknown name or option, or two entries with one label.
     """
-    return _choose(registry, kind, entries, Place("arguments"))
+    return _choose(registry, kind, entries, Place("arguments"), None)
 
 
 def _find(source: str | Path) -> Path:
@@ -281,23 +285,34 @@ def _check_head(entry: ModelEntry, place: Place, path: KeyPath) -> None:
             raise place.error((*path, "head"), f"{name} has no option {option}={value!r}; {nearest(option, known)}")
 
 
-def _choose(registry: Registry[E], kind: str, raws: Sequence[str | dict[str, Any]], place: Place) -> list[Chosen]:
+def _choose(
+    registry: Registry[E],
+    kind: str,
+    raws: Sequence[str | dict[str, Any] | Callable[..., Any]],
+    place: Place,
+    base: Path | None,
+) -> list[Chosen]:
+    """The entries of a list with their options; paths are relative to `base`, which nothing in Python has.
+
+    Raises:
+        StudyError: an unknown name or option, or two entries with one label.
+    """
     singular = kind.removesuffix("s")
     chosen = []
     for index, raw in enumerate(raws):
         path: KeyPath = (kind, index)
-        given = {singular: raw} if isinstance(raw, str) else dict(raw)
+        given = dict(raw) if isinstance(raw, dict) else {singular: raw}
         label = given.pop("name", None)
         name = given.pop(singular, None) or label
         if name is None:
             raise place.error(path, f"an entry needs the key {singular!r}; {nearest('', registry)}")
         try:
-            entry = registry[str(name)]
-        except UnknownNameError as error:
+            entry = _entry(registry, name, base)
+        except (InputError, UnknownNameError) as error:
             raise place.error(path, str(error)) from None
         for suffix, options in _expanded(entry, given):
             try:
-                chosen.append(Chosen(f"{label or name}{suffix}", entry, entry.resolve(options)))
+                chosen.append(Chosen(f"{label or entry.name}{suffix}", entry, entry.resolve(options)))
             except OptionError as error:
                 raise place.error((*path, error.option), str(error)) from None
             for option in FILLED_BY_NAME:
@@ -306,6 +321,24 @@ def _choose(registry: Registry[E], kind: str, raws: Sequence[str | dict[str, Any
                     raise place.error((*path, option), f"unknown fill {fill!r}; {nearest(fill, KNOWN_FILLS)}")
     _no_label_twice([entry.label for entry in chosen], kind, place)
     return chosen
+
+
+def _entry(registry: Registry[E], named: object, base: Path | None) -> Entry:
+    """What is registered under a name; for methods also a guest such as `captum:Lime`, and in Python a function.
+
+    Raises:
+        InputError: a guest that cannot be had.
+    """
+    if registry.kind == GUESTS.kind and callable(named):
+        if base:
+            raise InputError("a study has its methods by name: write file:PATH.py:FUNCTION")
+        return of_callable(named)
+    name = str(named)
+    if registry.kind == GUESTS.kind and (":" in name or name in GUESTS):
+        source, argument = split_source(name, GUESTS)
+        guest: Method = source.load(argument, {}, base=base or Path.cwd())
+        return guest
+    return registry[name]
 
 
 def _expanded(entry: Entry, given: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
