@@ -142,6 +142,13 @@ def test_grad_cam_of_the_package_is_ours_stretched_to_its_range(layer):
     assert_close(explained(model, x, target, "gradcam:GradCAM", layer=layer), stretched, 1e-5)
 
 
+def test_the_layer_is_remarked():
+    model, x, _ = convolutional()
+    methods = ["gradcam:GradCAM", {"method": "captum:GuidedGradCam", "layer": "1"}]
+    cells = harness.evaluate(model, x, methods=methods, metrics=[FLIPPING]).cells
+    assert list(cells["remarks"]) == [{"layer": "3"}, {"layer": "1"}]
+
+
 @pytest.mark.parametrize("name", ["gradcam:ScoreCAM", "gradcam:AblationCAM", "captum:GuidedGradCam"])
 def test_a_model_that_writes_into_its_input_is_no_difference(name):
     model, x, target = convolutional()

@@ -6,11 +6,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from harness.registry import nearest
+from harness.remarks import remark
 from harness.types import NotApplicableError
 
 
 def layer_called(name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], method: str) -> nn.Module:
     """The module of this name, or the last that returns channels with more than one position if the name is empty.
+
+    Which one it is, is remarked with the cell.
 
     Args:
         name: as in `model.named_modules()`, or empty.
@@ -29,6 +32,7 @@ def layer_called(name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], met
         raise NotApplicableError(f"{method}: no layer of the model returns channels with more than one position")
     if name and name not in spatial:
         raise NotApplicableError(f"{method}: layer {name!r} returns no channels with positions; {nearest('', spatial)}")
+    remark("layer", name or spatial[-1])
     return modules[name or spatial[-1]]
 
 
