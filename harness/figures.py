@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DPI = 150
 CLIP_PERCENTILE = 99.5
+DIVERGING = "RdBu_r"
 LINES = ("-", "--", ":")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours, told apart by colour-blind readers; line styles tell the rest apart."""
@@ -67,7 +68,7 @@ def draw_cascade(picture: Cascade) -> Figure:
         axes[row, 0].imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=8)
         for column in range(columns):
-            _show(axes[row, column + 1], picture.maps[row, column])
+            show_map(axes[row, column + 1], picture.maps[row, column])
     for column, title in enumerate(["input", *picture.stages]):
         axes[0, column].set_title(title, fontsize=8)
     for axis in axes.flat:
@@ -114,12 +115,22 @@ def _curve(axis: "Axes", points: pd.DataFrame, colour: str, style: object, label
         axis.fill_between(known["step"], known["low"], known["high"], color=colour, alpha=0.12, lw=0)
 
 
-def _show(axis: "Axes", values: np.ndarray) -> None:
+def limit_of(values: np.ndarray) -> float:
+    """Where the colours of a map end: the 99.5th percentile of its absolute values.
+
+    The largest one of a map with fewer values than that beside zero, and 0 for one that is zero everywhere.
+    """
+    return float(np.percentile(np.abs(values), CLIP_PERCENTILE) or np.abs(values).max())
+
+
+def show_map(axis: "Axes", values: np.ndarray, **placed: Any) -> None:
+    """Draw a map [h, w] in red where it is positive, blue where it is negative and white where it is zero."""
     if np.isnan(values).all():
         axis.text(0.5, 0.5, "n/a", ha="center", va="center", transform=axis.transAxes, fontsize=8)
         return
-    limit = np.percentile(np.abs(values), CLIP_PERCENTILE) or np.abs(values).max() or 1.0
-    axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    limit = limit_of(values) or 1.0
+    # Where there are more values than pixels, values are averaged and not colours: red and blue do not make purple.
+    axis.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation_stage="data", **placed)
 
 
 def _save(figure: Figure, path: Path) -> Path:
