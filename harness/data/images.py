@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from harness.data import BrokenSampleError, Data
-from harness.data.files import Broken, of_files
+from harness.data.files import Broken, class_indices, existing, of_files
 from harness.registry import data_source
 from harness.space import InputSpace
 from harness.types import InputError
@@ -130,6 +130,55 @@ def folder(
         held_out=held_out,
         broken=broken,
     )
+
+
+@data_source()
+def pictures(
+    *,
+    base: Path,
+    preprocessing: Preprocessing | None,
+    files: list[str] | None = None,
+    labels: list[int] | list[str] | None = None,
+    classes: list[str] | None = None,
+    train: str = "",
+    broken: Broken = "refuse",
+    resize: int | list[int] | None = None,
+    crop: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Data:
+    """Image files that are named one by one; ids are their paths as they are given.
+
+    Args:
+        base: what paths are relative to.
+        preprocessing: that of the model's weights.
+        files: their paths.
+        labels: the class of each, as an index or as one of the names in `classes`; none by default.
+        classes: names of all classes by index.
+        train: a folder with training samples.
+        broken: refuse a file that cannot be read, or skip it.
+        resize: the shorter side, or [height, width].
+        crop: the side of the square cut from the centre.
+        mean: of each channel in [0, 1].
+        std: of each channel in [0, 1].
+        interpolation: of the resizing.
+
+    Raises:
+        InputError: no files, one that is not there, another number of labels, or nothing that says how pictures
+            become inputs.
+    """
+    if not files:
+        raise InputError("pictures: no files: `files` lists their paths")
+    if labels is not None and len(labels) != len(files):
+        raise InputError(f"pictures: expected a label for each of the {len(files)} files, got {len(labels)}")
+    prepare = declared(preprocessing, resize, crop, mean, std, interpolation, "pictures")
+    decode, paths = _decoder(prepare), [existing(base / file) for file in files]
+    y, names = None, tuple(classes or ())
+    if labels is not None:
+        y, names = class_indices([str(label) for label in labels], "pictures", classes)
+    rest = folder(train, base=base, preprocessing=prepare) if train else None
+    return Data("pictures", prepare.space, files, y, lambda row: decode(paths[row]), names, rest, broken == "skip")
 
 
 def declared(

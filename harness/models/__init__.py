@@ -19,11 +19,13 @@ class Pretrained:
         state: fetches them.
         preprocessing: that which they were trained with.
         build: the constructor with the settings that they were trained with; None if it is that of the source.
+        classes: the names of their classes by index; empty if nobody says them.
     """
 
     state: Callable[[], Mapping[str, Tensor]]
     preprocessing: Preprocessing | None
     build: Callable[[Shape, int], nn.Module] | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def _published(weights: WeightsEnum, build: Callable[[Shape, int], nn.Module]) -
             int(preset.crop_size[0]),
             preset.interpolation.value,
         )
-    return Pretrained(partial(weights.get_state_dict, progress=False, check_hash=True), preprocessing, build)
+    state = partial(weights.get_state_dict, progress=False, check_hash=True)
+    return Pretrained(state, preprocessing, build, tuple(weights.meta.get("categories", ())))
 
 
 @model_source(argument="NAME")
