@@ -1,20 +1,21 @@
 """Which methods apply to a model, which refuse it and why, and how well those that claim completeness keep it."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from harness.case import Case
 from harness.catalogue import METHODS, METRICS
-from harness.plan import lacking, plan
+from harness.plan import Group, lacking, plan
 from harness.study import choose
 from harness.subjects import Subject
 from harness.training import Progress
 from harness.types import NotApplicableError
 
+Status = Literal["works", "refused", "fails"]
 COLUMNS = ("method", "status", "reason", "claim", "residual")
 
 
@@ -32,26 +33,49 @@ def applicability(subject: Subject, *, chunk: int, progress: Progress, methods: 
     names = list(methods) or [name for name, entry in METHODS.items() if entry.family != "control"]
     rows = []
     for position, group in enumerate(plan([subject], choose(METHODS, names, "methods"), [], 0)):
-        method, claim = group.explainer.method, group.explainer.conserves
-        progress("methods", position / len(names), method.name)
-        row: dict[str, Any] = {"method": method.name, "claim": claim or "", "residual": math.nan}
-        status, reason = "works", lacking(subject, group.explainer)
-        try:
-            case = group.case(seed=0, chunk=chunk)
-            if reason:
-                status = "refused"
-            elif not bool(case.maps.isfinite().all()):
-                status, reason = "fails", "the maps hold values that are not finite"
-            elif claim:
-                row["residual"] = _residual(case)
-        except NotApplicableError as error:
-            status, reason = "refused", str(error).removesuffix(", which the model puts between input and output")
-        except Exception as error:  # whatever it is, it is what stands in the way
-            status, reason = "fails", f"{type(error).__name__}: {error}".partition("\n")[0]
-        row |= {"status": status, "reason": reason.removeprefix(f"{method.name}: ").removeprefix(f"{method.name} ")}
-        rows.append(row)
+        progress("methods", position / len(names), group.explainer.method.name)
+        rows.append(_row(group, chunk))
     progress("methods", 1.0, "")
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _row(group: Group, chunk: int) -> dict[str, Any]:
+    method, claim = group.explainer.method, group.explainer.conserves
+    row: dict[str, Any] = {"method": method.name, "claim": claim or "", "residual": math.nan}
+
+    def use(case: Case) -> None:
+        if claim:
+            row["residual"] = _residual(case)
+
+    row["status"], row["reason"] = attempt(group, use, chunk=chunk)
+    return row
+
+
+def attempt(group: Group, use: Callable[[Case], None], *, chunk: int) -> tuple[Status, str]:
+    """Compute the maps of a group and use them: whether that works, and if not, why.
+
+    Args:
+        group: a method and the samples.
+        use: gets the case with finite maps.
+        chunk: how many samples go through the model at once.
+    """
+    name = group.explainer.method.name
+    status: Status = "works"
+    reason = lacking(group.subject, group.explainer)
+    try:
+        if reason:
+            status = "refused"
+        else:
+            case = group.case(seed=0, chunk=chunk)
+            if bool(case.maps.isfinite().all()):
+                use(case)
+            else:
+                status, reason = "fails", "the maps hold values that are not finite"
+    except NotApplicableError as error:
+        status, reason = "refused", str(error).removesuffix(", which the model puts between input and output")
+    except Exception as error:  # whatever it is, it is what stands in the way
+        status, reason = "fails", f"{type(error).__name__}: {error}".partition("\n")[0]
+    return status, reason.removeprefix(f"{name}: ").removeprefix(f"{name} ")
 
 
 def applicability_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,11 +54,8 @@ def run(
     from harness.progress import bars
     from harness.words import problems
 
-    with warnings.catch_warnings(record=True) as caught, bars(console) as progress:
-        warnings.simplefilter("always", UserWarning)
+    with _warnings_told(), bars(console) as progress:
         results = api.run(study, out, device=device, samples=samples, chunk=chunk, progress=progress)
-    for warning in caught:
-        errors.print(f"[yellow]warning:[/] {warning.message}")
     folder = Path(out) if out else api.RESULTS / results.manifest["study"]["name"]
     _show(results, folder)
     raise typer.Exit(1 if problems(results) else 0)
@@ -178,6 +176,59 @@ def applicability(
         (out / "applicability.md").write_text(markdown(frame))
 
 
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="a model source")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="pictures, or one data source [default: the model's own data]"),
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="names, or YAML mappings [default: all]")] = None,
+    weights: Annotated[str | None, typer.Option(help="a file, or a name that the source knows")] = None,
+    data: Annotated[str | None, typer.Option(help="a YAML mapping: how pictures become inputs, and the like")] = None,
+    target: Annotated[str, typer.Option(help="predicted, label, runner_up or a class index")] = "predicted",
+    samples: Annotated[int | None, typer.Option(min=1, help="how many [default: all pictures, 2 of a source]")] = None,
+    out: Annotated[Path, typer.Option(help="the picture to write")] = Path("show.png"),
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
+    chunk: Annotated[int, typer.Option(min=1, help="samples that go through the model at once")] = 16,
+) -> None:
+    """Draw the maps of all methods on a few samples, side by side, to see what they say before anything is measured.
+
+    Examples: `harness show mnist-cnn`, `harness show torchvision:resnet50 dog.jpg --weights IMAGENET1K_V2`,
+    `harness show file:net.py:build cat.png dog.png --weights w.pt --methods gradient,grad_cam`. Methods may be
+    YAML mappings, '{method: smoothgrad, samples: 50}'. What the weights do not say of the preprocessing is assumed
+    and said so; --data '{resize: 256, crop: 224, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}' says it.
+
+    Exit codes: 0 done; 1 a method failed; 2 wrong input.
+    """
+    from harness import gallery as galleries
+    from harness import panels
+    from harness.api import torch_device
+    from harness.arguments import data_of_images, entry_of, method_entries, target_of
+    from harness.catalogue import METHODS
+    from harness.progress import bars
+    from harness.study import choose
+
+    base, place, explained = Path.cwd(), torch_device(device), target_of(target)
+    panels.check_writable(out)
+    chosen = choose(METHODS, method_entries(methods or galleries.all_methods()), "methods")
+    entry, assumed = entry_of(model, data_of_images(images or [], data, base), weights, base)
+    with _warnings_told(), bars(console) as progress:
+        subject = galleries.subject_to_show(
+            entry, base, target=explained, samples=samples, device=place, progress=progress
+        )
+        names = ["", *(each.label for each in chosen)]
+        panels.layout_of(subject.space.kind, tuple(subject.x.shape[1:]), len(subject.rows), names)
+        gallery = galleries.gallery_of(entry, base, subject, chosen, chunk=chunk, progress=progress)
+    panels.write_png(panels.draw(gallery), out)
+    lines = [f"assumed: {note}" for note in (*assumed, *gallery.notes)]
+    lines += [f"{name} does not apply: {reason}" for name, reason in gallery.refused.items()]
+    lines += [f"{name} failed: {reason}" for name, reason in gallery.failed.items()]
+    lines.append(f"written to {out}")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    raise typer.Exit(1 if gallery.failed else 0)
+
+
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
     """List what is there by name: methods, metrics, models, data or studies."""
@@ -224,6 +275,16 @@ def main() -> None:
         if end.code == INTERRUPTED:
             errors.print("interrupted; finished cells are kept, run the same command again to go on")
         raise
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Print the warnings of the block after it, so that they do not get into the bars."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        errors.print(f"[yellow]warning:[/] {_plain(str(warning.message))}")
 
 
 def _show(results: "Results", folder: Path) -> None:

@@ -150,7 +150,7 @@ def subject_of_entry(
     study = resolved.study
     model, data = load_entry(entry, resolved.base, seed=study.seed, device=device, progress=progress)
     wanted = entry.data.model_copy(update={"samples": samples or entry.data.samples})
-    return _checked_subject(entry.name, model, data, wanted, study.target, progress)
+    return checked_subject(entry.name, model, data, wanted, study.target, progress)
 
 
 def subject_of_tensors(
@@ -199,7 +199,7 @@ def subject_of_tensors(
     if background is not None:
         samples = _background(background, x)
         source.read_background = lambda: samples
-    return _checked_subject(type(model).__name__, source, data, DataEntry(source="tensors"), policy, silent)
+    return checked_subject(type(model).__name__, source, data, DataEntry(source="tensors"), policy, silent)
 
 
 def candidates(data: Data, select: str) -> Sequence[int]:
@@ -224,7 +224,7 @@ def candidates(data: Data, select: str) -> Sequence[int]:
     return rows
 
 
-def _checked_subject(
+def checked_subject(
     label: str,
     model: LoadedModel,
     data: Data,
