@@ -164,4 +164,4 @@ def test_the_oracle_shows_the_masks_of_its_samples():
 
 def test_the_oracle_is_refused_where_there_are_no_masks():
     with pytest.raises(NotApplicableError, match="oracle"):
-        harness.explain(nn.Flatten(), normal(3, 2, 4, 5), torch.arange(3), method="oracle")
+        harness.explain(nn.Flatten().eval(), normal(3, 2, 4, 5), torch.arange(3), method="oracle")
