@@ -5,7 +5,7 @@ it or a function, with channels first or last, or with its positions in a row of
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def _named(run: Traced, layer: str, name: str) -> tuple[Seen, Layout]:
         raise NotApplicableError(f"{name}: layer {layer!r} returns no channels with positions")
     if seen.node not in run.between:
         raise NotApplicableError(f"{name}: the logits do not use layer {layer!r}; name another one as `layer`")
-    return Seen(seen.tensor, seen.node, seen.version, layer, seen.channels_last), layout
+    return replace(seen, name=layer), layout
 
 
 def layers_of(run: Traced) -> list[tuple[Seen, Layout]]:
@@ -121,37 +121,30 @@ def layers_of(run: Traced) -> list[tuple[Seen, Layout]]:
 
 
 def layout_of(seen: Seen, shape: tuple[int, ...], grids: list[tuple[int, ...]]) -> Layout | None:
-    """Where a tensor holds the positions of inputs of this shape; None if it holds none.
+    """Where a tensor holds the positions of inputs of this shape; None if it holds none, or nothing says where.
 
     Args:
         seen: the tensor.
         shape: of the samples, [n, c, *axes].
         grids: of the feature maps before it, the last one first: tokens are laid out like one of them.
     """
-    n, sides, tensor = shape[0], tuple(shape[2:]), seen.tensor
-    if not sides or tensor.shape[0] != n:
+    sides, tensor, axes = tuple(shape[2:]), seen.tensor, seen.axes
+    last = tensor.ndim - 1
+    if not sides or tensor.shape[0] != shape[0] or axes is None or axes.channels not in (1, last):
         return None
-    if len(sides) == 2 and tensor.ndim == 4:
-        first, last = tuple(tensor.shape[2:]), tuple(tensor.shape[1:3])
-        # A map has about the proportions of the input; channels in the place of a side rarely have.
-        channels_last = _distortion(last, sides) < _distortion(first, sides)
-        return Layout(last, channels_last=True) if channels_last else Layout(first)
+    channels_last = axes.channels == last
+    if tensor.ndim == len(shape) and (len(sides) > 1 or not channels_last):
+        grid = tensor.shape[1:last] if channels_last else tensor.shape[2:]
+        return Layout((*grid,), channels_last)
     if tensor.ndim != 3:
         return None
-    if not seen.channels_last:
-        if len(sides) == 1:
-            return Layout((tensor.shape[2],))
-        return next((Layout(grid, tokens=0) for grid in grids if math.prod(grid) == tensor.shape[2]), None)
-    count = tensor.shape[1]
-    own = (count,) if len(sides) == 1 else _most_alike(count, sides)
-    for grid in (*grids, own):
-        if 0 <= count - math.prod(grid) <= MOST_EXTRA_TOKENS:
-            return Layout(grid, channels_last=True, tokens=count - math.prod(grid))
+    count = tensor.shape[1 if channels_last else 2]
+    whole = (count - (axes.tokens or 0),) if len(sides) == 1 else _most_alike(count - (axes.tokens or 0), sides)
+    for grid in (*grids, whole):
+        extra = count - math.prod(grid)
+        if extra == axes.tokens or (axes.tokens is None and 0 <= extra <= MOST_EXTRA_TOKENS):
+            return Layout(grid, channels_last, extra)
     return None
-
-
-def _distortion(grid: tuple[int, ...], sides: tuple[int, ...]) -> float:
-    return abs(math.log(max(grid[0], 1) * sides[1] / (max(grid[1], 1) * sides[0])))
 
 
 def _most_alike(count: int, sides: tuple[int, ...]) -> tuple[int, int]:

@@ -199,10 +199,13 @@ def score_cam(
     shown = torch.cat([activation, torch.zeros_like(activation[:, :1])], 1)
 
     def through_channels(part: range) -> Tensor:
-        fine = upsampled(shown[:, part.start : part.stop], x)
-        flat, ones = fine.flatten(2), (1,) * (x.ndim - 2)
-        low, high = (end.view(*end.shape, *ones) for end in (flat.amin(2), flat.amax(2)))
-        return mixed(x, baseline, torch.where(high > low, (fine - low) / (high - low), 0.0)[:, :, None])
+        coarse = shown[:, part.start : part.stop]
+        fine, ones = upsampled(coarse, x), (1,) * (x.ndim - 2)
+        low, high = (end.view(*end.shape, *ones) for end in (fine.flatten(2).amin(2), fine.flatten(2).amax(2)))
+        # Asked of the channel itself: upsampling a constant rounds.
+        varies = (coarse != coarse.flatten(2)[:, :, :1].view(*coarse.shape[:2], *ones)).flatten(2).any(2)
+        scaled = torch.where(varies.view(*varies.shape, *ones), (fine - low) / (high - low), 0.0)
+        return mixed(x, baseline, scaled[:, :, None])
 
     logits = target_logits(model, target, shown.shape[1], chunk, through_channels)
     scores = torch.cat([each for _, each in logits], 1)

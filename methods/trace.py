@@ -14,13 +14,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from harness.methods.axes import Axed, Axes
+from harness.methods.operators import tensors_in
 from harness.methods.propagation import nodes_between
 from harness.types import NotApplicableError
 
-_CHANNELS_LAST = ("linear", "layer_norm", "multi_head_attention_forward", "scaled_dot_product_attention")
 _NORMALIZATIONS = ("layer_norm", "rms_norm", "group_norm")
-_CHANNELS_FIRST = ("conv1d", "conv2d", "batch_norm")
-_LEARNT = (*_CHANNELS_LAST, *_CHANNELS_FIRST, "matmul", "addmm", "mm", "bmm", "einsum", "conv_transpose2d")
+_LEARNT = frozenset(
+    """
+    conv1d conv2d conv_transpose1d conv_transpose2d linear matmul mm bmm addmm einsum batch_norm layer_norm
+    multi_head_attention_forward
+""".split()
+)
+"""Before one of them the network has learnt nothing about the input, and has no layer."""
 
 
 @dataclass(eq=False)
@@ -32,7 +38,7 @@ class Seen:
         node: of the autograd graph, which made it.
         version: how often it had been written into.
         name: the outermost module that returned it, else the operator.
-        channels_last: whether the operator before it mixed the last axis, so that it holds channels.
+        axes: which of its axes holds channels, if that is known.
         normalized: what it is the normalization of, if it is one.
     """
 
@@ -40,7 +46,7 @@ class Seen:
     node: Any
     version: int
     name: str
-    channels_last: bool
+    axes: Axes | None
     normalized: Tensor | None = None
 
 
@@ -49,11 +55,14 @@ class Trace(TorchFunctionMode):
     """While active, remembers what every operator and every hooked module returned that depends on the input.
 
     Attributes:
+        x: the input.
+        keep: a module whose output later operators in place must not reach.
         seen: in the order in which they were made.
         of_module: module name -> what it returned last.
         linear: input, weight and output of the last linear layer.
     """
 
+    x: Tensor
     keep: str = ""
     seen: list[Seen] = field(default_factory=list)
     of_module: dict[str, Seen] = field(default_factory=dict)
@@ -63,7 +72,8 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self._places: dict[int, int] = {}
         self._running: list[tuple[str, int]] = []
-        self._learnt = self._channels_last = False
+        self._learnt = False
+        self._axed = Axed(self.x)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -72,23 +82,27 @@ class Trace(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         name = func.__name__.strip("_")
         self._learnt |= name in _LEARNT
-        if isinstance(output, Tensor):
-            if output.ndim > 2 and name in (*_CHANNELS_LAST, *_CHANNELS_FIRST):
-                self._channels_last = name in _CHANNELS_LAST
+        # Of several results one may carry everything, such as the values of a maximum beside their places.
+        carriers = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+        if len(carriers) == 1:
+            (result,) = carriers
             if name == "linear" and len(args) > 1:
-                self.linear = (args[0], args[1], output)
+                self.linear = (args[0], args[1], result)
             where = self._running[-1][0] if self._running else ""
-            self._note(output, f"{name} in {where or 'the network'}")
-            if name in _NORMALIZATIONS and self.seen and self.seen[-1].tensor is output:
+            self._note(result, f"{name} in {where or 'the network'}", name, args)
+            if name in _NORMALIZATIONS and self.seen and self.seen[-1].tensor is result:
                 self.seen[-1].normalized = args[0]
         return output
 
-    def _note(self, tensor: Tensor, name: str) -> None:
+    def _note(self, tensor: Tensor, name: str, operator: str, args: tuple[Any, ...]) -> None:
         place = self._places.get(id(tensor), -1)
         handed_on = place >= 0 and self.seen[place].tensor is tensor and self.seen[place].version == tensor._version
-        if self._learnt and tensor.ndim > 1 and tensor.grad_fn is not None and not handed_on:
+        if handed_on:
+            return
+        self._axed.follow(operator, args, tensor)
+        if self._learnt and tensor.ndim > 1 and tensor.grad_fn is not None:
             self._places[id(tensor)] = len(self.seen)
-            self.seen.append(Seen(tensor, tensor.grad_fn, tensor._version, name, self._channels_last))
+            self.seen.append(Seen(tensor, tensor.grad_fn, tensor._version, name, self._axed.of(tensor)))
 
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
@@ -99,10 +113,12 @@ class Trace(TorchFunctionMode):
             return lambda _module, _inputs: self._running.append((name, len(self.seen)))
 
         def leave(name: str) -> Callable[..., Any]:
-            return lambda _module, _inputs, output: self._leave(name, output)
+            return lambda _module, inputs, output: self._leave(name, inputs, output)
 
+        # Scripted modules take no hooks; what they return is read by whatever follows.
+        named = {name: each for name, each in model.named_modules() if not isinstance(each, torch.jit.ScriptModule)}
         try:
-            for name, module in model.named_modules():
+            for name, module in named.items():
                 handles.append(module.register_forward_pre_hook(enter(name)))
                 handles.append(module.register_forward_hook(leave(name)))
             yield
@@ -110,25 +126,22 @@ class Trace(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def _leave(self, name: str, output: object) -> object:
+    def _leave(self, name: str, inputs: tuple[Any, ...], output: object) -> object:
         _, began = self._running.pop()
         if not isinstance(output, Tensor) or not name:
             return None
-        kept = None
-        if name == self.keep:
-            # What follows may be in place; it then writes into the copy.
-            kept = output = output.clone()
         place = self._places.get(id(output), -1)
         if place < 0 or self.seen[place].tensor is not output:
-            # No operator was seen to make it: a scripted module, or a Function of the user's own.
+            # No operator was seen to make it, but a Function of the user's own.
             self._learnt = True
-            self._note(output, name)
+            self._note(output, name, name, inputs)
             place = self._places.get(id(output), -1)
         if place >= 0 and self.seen[place].tensor is output:
             self.of_module[name] = self.seen[place]
             if place >= began:
                 self.seen[place].name = name
-        return kept
+        # What follows may be in place; it then writes into the copy.
+        return output.clone() if name == self.keep else None
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,8 @@ class Traced:
     def read(self, seen: Seen) -> Bool[Tensor, " tokens"]:
         """Which of its tokens what follows reads: seen where positions end, so that no weight can hide it."""
         at = self.bottlenecks.index(seen)
-        end = next((each.tensor for each in self.bottlenecks[at:] if each.tensor.ndim == 2), self.logits)
+        n, behind = len(self.leaf), [each.tensor for each in self.bottlenecks[at:]]
+        end = next((tensor for tensor in behind if tensor.ndim == 2 and len(tensor) == n), self.logits)
         probe = torch.arange(1, end.numel() + 1, device=end.device).sqrt().cos().to(end.dtype).view_as(end)
         (gradient,) = torch.autograd.grad(end, seen.tensor, probe, retain_graph=True)
         return (gradient != 0).any(2).any(0)
@@ -192,9 +206,9 @@ def traced(
         NotApplicableError: the logits do not depend on the input.
     """
     leaf = x.detach().requires_grad_()
-    trace = Trace(keep)
     with torch.enable_grad():
         entered = leaf.clone()
+        trace = Trace(entered, keep)
         with trace.hooked(model), trace, inside(entered) if inside else nullcontext():
             logits = model(entered)
         score = logits.gather(1, target[:, None]).sum()
