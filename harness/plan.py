@@ -108,6 +108,8 @@ def plan(subjects: Sequence[Subject], methods: Sequence[Chosen], metrics: Sequen
             for chosen in methods:
                 assert isinstance(chosen.entry, Method)
                 explainer = Explainer(chosen.entry, _named(chosen, subject.space))
+                if chosen.added and lacking(subject, explainer):
+                    continue
                 tasks = tuple(_task(block, index, chosen, explainer, metric, seed) for metric in metrics)
                 groups.append(Group(block, explainer, tasks))
     return groups

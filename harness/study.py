@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import product
 from pathlib import Path, PurePath
@@ -81,11 +81,15 @@ class Study(_Strict):
 
 @dataclass(frozen=True)
 class Chosen:
-    """A registry entry with its resolved options, under the label that it has in this study."""
+    """A registry entry with its resolved options, under the label that it has in this study.
+
+    `added` by the harness and not by the study, it is left out where it does not apply.
+    """
 
     label: str
     entry: Entry
     options: Mapping[str, Any]
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
             for name, entry in METHODS.items()
             if entry.family == "control" and entry.function.__module__ in homes and name not in taken
         ]
-        methods = [*methods, *_choose(METHODS, "methods", extra, place, folder)]
+        added = _choose(METHODS, "methods", extra, place, folder)
+        methods = [*methods, *(replace(control, added=True) for control in added)]
     metrics = _choose(METRICS, "metrics", study.metrics, place, folder)
     return Resolved(study, tuple(models_of(study.models, study.data, place)), tuple(methods), tuple(metrics), folder)
 

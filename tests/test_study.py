@@ -34,7 +34,7 @@ def written(tmp_path, text):
 
 def test_entries_expand_and_controls_are_added(tmp_path):
     resolved = load_study(written(tmp_path, GOOD))
-    controls = ["random", "sobel", "input_magnitude", "constant"]
+    controls = "random sobel input_magnitude constant center_gaussian parameter_noise oracle".split()
     assert [chosen.label for chosen in resolved.methods] == ["gradient", "ig", *controls]
     assert [chosen.label for chosen in resolved.metrics] == [
         "completeness",
