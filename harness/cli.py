@@ -223,6 +223,8 @@ def show(
     panels.write_png(panels.draw(gallery), out)
     lines = [f"assumed: {note}" for note in (*assumed, *gallery.notes)]
     lines += [f"{name} does not apply: {reason}" for name, reason in gallery.refused.items()]
+    if any("background" in reason for reason in gallery.refused.values()):
+        lines.append("of pictures, a folder with training samples is the background: --data '{train: FOLDER}'")
     lines += [f"{name} failed: {reason}" for name, reason in gallery.failed.items()]
     lines.append(f"written to {out}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -380,6 +380,7 @@ def test_all_methods_on_a_small_network_draw_or_are_refused(folder, monkeypatch,
     code, out, err = call(monkeypatch, capsys, folder, "file:net.py:build", "a.png", "b.png", "--weights", "build.pt")
     assert code == 0, out + err
     assert "assumed: nothing says how the model was trained: values in [0, 1] are assumed" in out
+    assert "a folder with training samples is the background: --data '{train: FOLDER}'" in out
     refused = [line.partition(" ")[0] for line in out.splitlines() if "does not apply" in line]
     layout = layout_of("image", (3, 12, 12), 2, ["", *(name for name in METHODS if name not in refused)])
     assert Image.open(folder / "show.png").size == (layout.width, layout.height)
