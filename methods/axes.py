@@ -51,7 +51,7 @@ class Axed:
         elif sources and name in PRODUCTS:
             axes = _product(args, dict((id(tensor), each) for tensor, each in sources), output)
         elif sources:
-            axes = _kept(*sources[0], output)
+            axes = _kept(*next((each for each in sources if each[1].tokens is not None), sources[0]), output)
         if axes is not None:
             self._known[output] = axes
         elif output in self._known:
@@ -69,7 +69,7 @@ def _linear(sources: Sources, args: tuple[Any, ...], output: Tensor) -> Axes | N
     """Channels become channels; a layer over positions leaves them where they are."""
     last = output.ndim - 1
     if not sources:
-        return Axes(last)
+        return Axes(last, None)
     axes = sources[0][1]
     return Axes(last, axes.tokens) if axes.channels == last else Axes(axes.channels, None)
 
@@ -82,11 +82,11 @@ def _joined(sources: Sources, args: tuple[Any, ...], output: Tensor) -> Axes | N
     if output.ndim != source.ndim:
         return None
     axis = next((a for a in range(output.ndim) if output.shape[a] != source.shape[a]), axes.channels)
-    if axis == axes.channels or source.ndim != 3 or axes.tokens is None:
+    if axis == axes.channels or source.ndim != 3:
         return axes
     parts = list(tensors_in(args[:1]))
     before = parts[: next(place for place, part in enumerate(parts) if part is source)]
-    return Axes(axes.channels, axes.tokens + sum(part.shape[axis] for part in before))
+    return Axes(axes.channels, (axes.tokens or 0) + sum(part.shape[axis] for part in before))
 
 
 RULES: dict[str, Callable[[Sources, tuple[Any, ...], Tensor], Axes | None]] = {

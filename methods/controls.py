@@ -72,7 +72,8 @@ def parameter_noise(
     Passes each randomization test and explains nothing: why PASS is necessary and not sufficient.
     """
     # In single precision, so that the same network in double precision has the same noise.
-    weights = digest({name: tensor.float() for name, tensor in model.state_dict().items()})
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    weights = digest({name: tensor.float() for name, tensor in state.items()})
     ids = [digest(sample.float()) for sample in x]
     return Draws.of(ids, "parameter_noise", weights, device=x.device).normal(*x.shape[1:]).to(x.dtype)
 

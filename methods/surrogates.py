@@ -67,7 +67,7 @@ def lime(
     values = _values(model, x, target, baseline, labels, kept, chunk)
     cosine = (kept.sum(2) / exists.sum(1, keepdim=True)).sqrt()
     weights = torch.exp(-((1 - cosine) ** 2) / width**2)
-    coefficients, explained = _ridge(kept, values, weights, penalty)
+    coefficients, explained = _ridge(kept, values, weights, penalty, exists)
     remark("r_squared", explained)
     return _spread(coefficients, labels, x)
 
@@ -155,17 +155,25 @@ def _values(
 
 
 def _ridge(
-    kept: Float[Tensor, "n k units"], values: Float[Tensor, "n k"], weights: Float[Tensor, "n k"], penalty: float
+    kept: Float[Tensor, "n k units"],
+    values: Float[Tensor, "n k"],
+    weights: Float[Tensor, "n k"],
+    penalty: float,
+    exists: Float[Tensor, "n units"],
 ) -> tuple[Float[Tensor, "n units"], Float[Tensor, " n"]]:
-    """Weighted ridge regression with a free constant: coefficients and the weighted R2."""
+    """Weighted ridge regression with a free constant: coefficients and the weighted R2, NaN where nothing varies."""
     share = weights / weights.sum(1, keepdim=True)
     middle, mean = torch.einsum("nk,nku->nu", share, kept), (share * values).sum(1, keepdim=True)
     centred, change = kept - middle[:, None], values - mean
     gram = torch.einsum("nk,nku,nkv->nuv", weights, centred, centred)
     moment = torch.einsum("nk,nku->nu", weights * change, centred)
-    coefficients = torch.linalg.solve(gram + penalty * torch.eye(gram.shape[-1]).to(gram), moment)
+    # Units that a sample does not have get an equation of their own: zero.
+    gram = gram + torch.diag_embed(penalty * exists + (1 - exists))
+    coefficients = torch.einsum("nuv,nv->nu", torch.linalg.pinv(gram, hermitian=True), moment)
     left = change - torch.einsum("nku,nu->nk", centred, coefficients)
-    return coefficients, 1 - (weights * left**2).sum(1) / (weights * change**2).sum(1)
+    varies = values.amax(1) > values.amin(1)
+    explained = 1 - (weights * left**2).sum(1) / (weights * change**2).sum(1)
+    return coefficients, torch.where(varies, explained, torch.nan)
 
 
 def _constrained(
@@ -212,7 +220,7 @@ def _all_subsets(count: int, exists: Float[Tensor, " units"]) -> tuple[Float[Ten
         subsets[:, exists > 0] = torch.tensor(proper).to(exists)
     sizes = [int(sum(row)) for row in proper]
     weights = [(count - 1) / (comb(count, size) * size * (count - size)) for size in sizes]
-    return subsets, torch.tensor(weights).to(exists)
+    return subsets, torch.tensor(weights, dtype=exists.dtype, device=exists.device)
 
 
 def _drawn(exists: Float[Tensor, "n units"], draws: Draws, pairs: int) -> Float[Tensor, "n k units"]:
