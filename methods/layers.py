@@ -47,12 +47,14 @@ class Features:
         layer: its name.
         activation: what it returned.
         gradient: of the target logit by it.
+        layout: where it had its positions.
         run: the run of the network that it comes from.
     """
 
     layer: str
     activation: Float[Tensor, "n k *grid"]
     gradient: Float[Tensor, "n k *grid"]
+    layout: Layout
     run: Traced
 
 
@@ -89,7 +91,8 @@ def features(
 
 
 def _features(run: Traced, seen: Seen, layout: Layout) -> Features:
-    return Features(seen.name, layout.arranged(seen.tensor.detach()), layout.arranged(run.gradient(seen)), run)
+    activation, gradient = layout.arranged(seen.tensor.detach()), layout.arranged(run.gradient(seen))
+    return Features(seen.name, activation, gradient, layout, run)
 
 
 def _named(run: Traced, layer: str, name: str) -> tuple[Seen, Layout]:
@@ -134,8 +137,7 @@ def layout_of(seen: Seen, shape: tuple[int, ...], grids: list[tuple[int, ...]]) 
         return None
     channels_last = axes.channels == last
     if tensor.ndim == len(shape) and (len(sides) > 1 or not channels_last):
-        grid = tensor.shape[1:last] if channels_last else tensor.shape[2:]
-        return Layout((*grid,), channels_last)
+        return Layout(tuple(tensor.shape[1:last] if channels_last else tensor.shape[2:]), channels_last)
     if tensor.ndim != 3:
         return None
     count = tensor.shape[1 if channels_last else 2]

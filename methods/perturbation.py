@@ -92,12 +92,14 @@ def rise(
     samples: Count = 1000,
     cells: Count = 7,
     keep: float = 0.5,
+    probability: bool = False,
 ) -> Float[Tensor, "n ..."]:
     r"""RISE: $\frac{1}{N p} \sum_i f_t(b + M_i \odot (x - b)) \, M_i$ over N random masks that keep p of the input.
 
     A mask is a grid of `cells` a side, each kept with probability p, upsampled linearly to one cell more than the
-    input and cut out at a random shift. A feature of a table is kept or not by itself. The paper explains the
-    probability, sets b to zero and takes 4,000 masks for ResNet-50, 8,000 for others.
+    input and cut out at a random shift. A feature of a table is kept or not by itself. The mean of all $f_t$ is taken
+    out of the sum and added afterwards: what the map estimates stays the same, and it no longer shows how often a
+    position happened to be kept. The paper sets b to zero and takes 4,000 masks for VGG-16, 8,000 for ResNet-50.
 
     Args:
         model: returns logits [n, classes].
@@ -109,6 +111,7 @@ def rise(
         samples: N, the number of masks.
         cells: of the grid, along each axis.
         keep: p, in (0, 1).
+        probability: whether $f_t$ is the probability of the class, as in the paper, and not its logit.
 
     Raises:
         InputError: p is not between 0 and 1.
@@ -125,9 +128,13 @@ def rise(
         return mixed(x, baseline, masks)
 
     total = torch.zeros_like(x[:, :1] if axes else x)
-    for _, logits in target_logits(model, target, samples, chunk, hidden):
+    coverage, scores = torch.zeros_like(total), x.new_zeros(len(x))
+    for _, logits in target_logits(model, target, samples, chunk, hidden, probability=probability):
         total += torch.einsum("nk,nk...->n...", logits, masks)
-    return total / (samples * keep)
+        coverage += masks.sum(1)
+        scores += logits.sum(1)
+    mean = (scores / samples).view(-1, *(1,) * (x.ndim - 1))
+    return mean + (total - mean * coverage) / (samples * keep)
 
 
 def _masks(

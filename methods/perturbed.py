@@ -13,6 +13,8 @@ def target_logits(
     count: int,
     chunk: int,
     perturbed: Callable[[range], Float[Tensor, "n k ..."]],
+    *,
+    probability: bool = False,
 ) -> Iterator[tuple[range, Float[Tensor, "n k"]]]:
     """The target logits of `count` versions of each sample, in batches of about `chunk` inputs.
 
@@ -22,6 +24,7 @@ def target_logits(
         count: how many versions there are of each.
         chunk: how many inputs go through the model at once; at least one version of each sample does.
         perturbed: which versions -> these versions of each sample.
+        probability: whether to yield the probability of the target class instead of its logit.
 
     Yields:
         Which versions, and their target logits.
@@ -32,6 +35,7 @@ def target_logits(
         with torch.no_grad():
             inputs = perturbed(part)
             logits = model(inputs.flatten(0, 1)).unflatten(0, (len(target), len(part)))
+            logits = logits.softmax(2) if probability else logits
             yield part, logits.gather(2, target[:, None, None].expand(-1, len(part), 1))[:, :, 0]
 
 

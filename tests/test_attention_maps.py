@@ -297,6 +297,22 @@ class Squeezed(nn.Module):
         return self.head((z * z.mean((2, 3), keepdim=True).softmax(1)).mean((2, 3)))
 
 
+class Beside(VisionTransformer):
+    """Its first layer runs once more, for nothing."""
+
+    def forward(self, x):
+        self.layers[0](self.position + self.embed(x).flatten(2).mT.mean(1, keepdim=True))
+        return super().forward(x)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a gradient is asked for that does not exist")
+@pytest.mark.parametrize("method", METHODS)
+def test_attention_that_the_logits_do_not_use_does_not_matter(method):
+    plain, beside = (build((3, 8, 12), 5, patch=4, width=12, depth=2, heads=2) for build in (VisionTransformer, Beside))
+    x, target = normal(2, 3, 8, 12), torch.tensor([4, 1])
+    torch.testing.assert_close(*(method(lively(model), x, target) for model in (beside, plain)), **CLOSE)
+
+
 PARTS = "the layers of the model do not attend from all positions to all, but in parts"
 REFUSED = {
     "convolutions": (lambda: network("functional")[0], 2, 12, "the model has no attention between positions"),

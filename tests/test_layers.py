@@ -312,8 +312,12 @@ def test_names_the_layer(name, layer):
 
 @pytest.mark.parametrize(
     ("model", "x"),
-    [(relu_mlp(), normal(3, 20)), (nn.Sequential(nn.Flatten(), relu_mlp()), normal(3, 5, 2, 2))],
-    ids=["table", "image"],
+    [
+        (relu_mlp(), normal(3, 20)),
+        (nn.Sequential(nn.Flatten(), relu_mlp()), normal(3, 5, 2, 2)),
+        (Read(lambda x: (x - 0.4) / 0.2), normal(3, 2, 5, 5)),
+    ],
+    ids=["table", "image", "normalized image"],
 )
 def test_networks_without_positions_are_refused(model, x):
     with pytest.raises(NotApplicableError, match="method: no layer of the model returns channels with more than one"):

@@ -107,12 +107,14 @@ def test_equals_a_loop_over_masks(name, chunk):
     x = x[..., :-1] if name == "functional" else x
     baseline, draws = normal(*x.shape, seed=7), draws_for(x, "rise")
     axes, table = x.shape[2:] or x.shape[1:], name == "table"
-    expected = torch.zeros_like(x if table else x[:, :1])
-    for index in range(40):
-        masks = masks_by_hand(draws, axes, index, None if table else 3, 0.3).reshape(len(x), *expected.shape[1:])
-        scores = explained(model, masks * x + (1 - masks) * baseline, target)
-        for n in range(len(x)):
-            expected[n] += scores[n] * masks[n] / (40 * 0.3)
+    shape = (x if table else x[:, :1]).shape
+    masks = [masks_by_hand(draws, axes, index, None if table else 3, 0.3).reshape(shape) for index in range(40)]
+    scores = [explained(model, mask * x + (1 - mask) * baseline, target) for mask in masks]
+    expected = torch.zeros(shape, dtype=x.dtype)
+    for n in range(len(x)):
+        mean = sum(each[n] for each in scores) / 40
+        # The mean goes past the sum; with the same number of masks at each position that changes nothing.
+        expected[n] = mean + sum((score[n] - mean) * mask[n] for score, mask in zip(scores, masks, strict=True)) / 12
     options = {"baseline": baseline, "draws": draws, "samples": 40, "cells": 3, "keep": 0.3}
     torch.testing.assert_close(rise(model, x, target, chunk=chunk, **options), expected, **CLOSE)
 
@@ -170,3 +172,19 @@ def test_a_probability_is_between_zero_and_one(keep):
     x = normal(1, 4)
     with pytest.raises(InputError, match=f"rise: keep is a probability between 0 and 1, got {keep}"):
         rise(Linear(normal(2, 4)), x, torch.tensor([0]), baseline=x, draws=draws_for(x), keep=keep)
+
+
+def test_a_constant_model_has_a_constant_map_however_often_positions_are_kept():
+    x = normal(3, 6, 6)[:, None]
+    model = Linear(torch.zeros(2, 36).double(), torch.tensor([7.0, -3.0]).double())
+    maps = rise(model, x, torch.tensor([0, 1, 0]), baseline=torch.zeros_like(x), draws=draws_for(x, "rise"), samples=20)
+    expected = torch.tensor([7.0, -3.0, 7.0]).double().view(3, 1, 1, 1).expand_as(x)
+    torch.testing.assert_close(maps, expected, **CLOSE)
+
+
+def test_explains_the_probability_where_that_is_asked_for():
+    model, x, target = network("table", torch.float64)
+    options = {"baseline": torch.zeros_like(x), "draws": draws_for(x, "rise"), "samples": 30}
+    of_softmax = rise(torch.nn.Sequential(model, torch.nn.Softmax(1)), x, target, **options)
+    torch.testing.assert_close(rise(model, x, target, probability=True, **options), of_softmax, **CLOSE)
+    assert (of_softmax - rise(model, x, target, **options)).abs().max() > 0.01

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.guests.isolation import isolated
-from harness.guests.layers import layer_called, upsampled
+from harness.guests.layers import layer_called
 from harness.guests.wrapping import filled, guest, library, option, options_of, tuples
+from harness.methods.layers import Layout, upsampled
 from harness.random import Draws
 from harness.registry import Method, UnknownNameError, method_source, nearest
 from harness.types import NotApplicableError
@@ -119,7 +120,11 @@ def _explained(
     layer: str | None = None,
     **options: Any,
 ) -> Float[Tensor, "n ..."]:
-    """The maps of a class of captum for one batch."""
+    """The maps of a class of captum for one batch.
+
+    Raises:
+        NotApplicableError: the layer holds its channels where captum does not expect them.
+    """
     name = f"captum:{kind.__name__}"
     built, called = signature(kind).parameters, signature(kind.attribute).parameters
     given = {RENAMED.get(each, each): value for each, value in options.items()}
@@ -132,7 +137,9 @@ def _explained(
     constructor = {each: value for each, value in given.items() if each in built}
     arguments = {each: value for each, value in given.items() if each in called}
     if layer is not None:
-        constructor["layer"] = layer_called(layer, model, x, name)
+        constructor["layer"], layout = layer_called(layer, model, x, name)
+        if layout != Layout(layout.grid):
+            raise NotApplicableError(f"{name}: takes positions for channels where they are tokens or come last")
 
     with isolated(model, x.device, name, draws), warnings.catch_warnings():
         warnings.filterwarnings("ignore", NOTED)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harness.guests.isolation import isolated
 from harness.guests.layers import layer_called
 from harness.guests.wrapping import filled, guest, library, option, options_of
+from harness.methods.layers import Layout
 from harness.random import Draws
 from harness.registry import Method, UnknownNameError, method_source, nearest
 
@@ -28,8 +29,9 @@ def gradcam(name: str) -> Method:
     """A class of pytorch_grad_cam by its name, such as GradCAM or ScoreCAM; needs the extra `guests`.
 
     Options are those of the constructor and of the call, and `layer`, the name of a module, by default the last with
-    positions. For images only. The package takes the positive part of each map, stretches it to the range 0 to 1
-    and upsamples it to the input; the maps are what it returns, so they carry no sign, and their scale means nothing.
+    positions; where these are tokens, the package is told so. For images only. The package takes the positive part of
+    each map, stretches it to the range 0 to 1 and upsamples it to the input; the maps are what it returns, so they
+    carry no sign, and their scale means nothing.
 
     Args:
         name: as in pytorch_grad_cam.
@@ -74,12 +76,12 @@ def _explained(
 ) -> Float[Tensor, "n 1 h w"]:
     """The maps of a class of the package for one batch."""
     name = f"gradcam:{kind.__name__}"
-    layers = [] if layer is None else [layer_called(layer, model, x, name)]
+    place = None if layer is None else layer_called(layer, model, x, name)
     outputs = library(f"{PACKAGE}.utils.model_targets", name).ClassifierOutputTarget
     built = {each: value for each, value in options.items() if each in signature(kind).parameters}
     called = {each: value for each, value in options.items() if each not in built}
     with isolated(model, x.device, name, draws), _silent():
-        explainer = kind(model, layers, **built)
+        explainer = kind(model, [], **built) if place is None else _on_layer(kind, model, *place, built)
         try:
             # With a gradient, or else a frozen model would have none.
             leaf = x.detach().clone().requires_grad_()
@@ -89,6 +91,11 @@ def _explained(
             explainer.activations_and_grads.activations, explainer.activations_and_grads.gradients = [], []
             explainer.activations_and_grads.release()
     return torch.as_tensor(maps[:, None]).to(x)
+
+
+def _on_layer(kind: type, model: nn.Module, layer: nn.Module, layout: Layout, options: dict[str, Any]) -> Any:
+    arranged = layout != Layout(layout.grid)
+    return kind(model, [layer], **options, reshape_transform=layout.arranged if arranged else None)
 
 
 @contextmanager
