@@ -207,6 +207,19 @@ def test_what_only_a_scripted_module_returns_is_refused_and_what_follows_is_foun
     assert_features(found(*follows[:3]), *follows[3:])
 
 
+@pytest.mark.xfail(
+    strict=True, raises=NotApplicableError, reason="writing into a slice is seen as ruin, not as a new value"
+)
+def test_a_slice_that_is_assigned_belongs_to_the_features():
+    def assigned(x, convolution):
+        z = convolution(x)
+        z[:, 2] = 0.5
+        return z
+
+    model, x, target, values, weights = read_by_hand(assigned, [conv()], SQUARE, first)
+    assert_features(found(model, x, target), values, weights)
+
+
 def test_branches_that_meet_without_positions_share_the_layer_before_them():
     def branches(x, stem, one, two):
         z = stem(x).tanh()
