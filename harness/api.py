@@ -75,7 +75,7 @@ def run(
     folder.write_manifest(manifest, cells)
     execute(groups, folder, seed=resolved.study.seed, chunk=chunk, progress=progress)
     results = Results.load(folder.path)
-    _keep_cascades(groups, results.subjects, resolved, folder.path / "figures", progress)
+    _keep_cascades(groups, results.subjects, resolved.study.seed, folder.path / "figures", progress)
     write_tables(results, folder.path / "tables")
     write_figures(results, folder.path / "figures")
     return results
@@ -263,17 +263,17 @@ def _warn_of_other_versions(folder: Folder, groups: Sequence[Group]) -> None:
 def _keep_cascades(
     groups: Sequence[Group],
     names: Mapping[tuple[str, int], str],
-    resolved: Resolved,
+    seed: int,
     folder: Path,
     progress: Progress,
 ) -> None:
     first = [group for group in groups if group.tasks and group.tasks[0].cell.block == 0 and policy_of(group)]
-    labels = [chosen.label for chosen in resolved.methods]
     by_subject: dict[str, list[Group]] = {}
     for group in first:
         cell = group.tasks[0].cell
         by_subject.setdefault(names[cell.model, cell.model_seed], []).append(group)
     for position, (name, members) in enumerate(by_subject.items()):
         progress("pictures", position / len(by_subject), name)
-        keep_cascade(members, labels, folder / f"cascade-{name}.npz", seed=resolved.study.seed)
+        labels = [group.tasks[0].cell.method for group in members]
+        keep_cascade(members, labels, folder / f"cascade-{name}.npz", seed=seed)
     progress("pictures", 1.0, "")

@@ -10,19 +10,24 @@ import pandas as pd
 from harness.case import Case
 from harness.catalogue import METHODS, METRICS
 from harness.plan import Group, lacking, plan
+from harness.remarks import in_words
 from harness.study import choose
 from harness.subjects import Subject
 from harness.training import Progress
 from harness.types import NotApplicableError
 
 Status = Literal["works", "refused", "fails"]
-COLUMNS = ("method", "status", "reason", "claim", "residual")
+COLUMNS = ("method", "status", "reason", "claim", "residual", "passes", "remarks")
+SAMPLING = 64
+"""What is drawn of methods that draw more than this by default: whether they apply does not depend on it."""
 
 
 def applicability(subject: Subject, *, chunk: int, progress: Progress, methods: Sequence[str] = ()) -> pd.DataFrame:
     """One row for each method: it works, is refused with a reason, or fails with an error.
 
-    `residual` is the median relative residual of `completeness` on these samples, for methods that claim it.
+    `residual` is the median relative residual of `completeness` on these samples, for methods that claim it. `passes`
+    is what a map of one sample costs with the default options, in forward passes, a backward pass counting twice.
+    `remarks` is what the method says of its maps, such as the layer that it took.
 
     Args:
         subject: a model with a few samples.
@@ -32,18 +37,28 @@ def applicability(subject: Subject, *, chunk: int, progress: Progress, methods: 
     """
     names = list(methods) or [name for name, entry in METHODS.items() if entry.family != "control"]
     rows = []
-    for position, group in enumerate(plan([subject], choose(METHODS, names, "methods"), [], 0)):
+    entries = [{"method": name, **({"samples": SAMPLING} if _drawn(name) > SAMPLING else {})} for name in names]
+    for position, group in enumerate(plan([subject], choose(METHODS, entries, "methods"), [], 0)):
         progress("methods", position / len(names), group.explainer.method.name)
         rows.append(_row(group, chunk))
     progress("methods", 1.0, "")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def _drawn(name: str) -> int:
+    """The default of the option `samples`, 0 where there is none."""
+    parameter = METHODS[name].options.get("samples")
+    return 0 if parameter is None else int(parameter.default)
+
+
 def _row(group: Group, chunk: int) -> dict[str, Any]:
     method, claim = group.explainer.method, group.explainer.conserves
-    row: dict[str, Any] = {"method": method.name, "claim": claim or "", "residual": math.nan}
+    row: dict[str, Any] = {"method": method.name, "claim": claim or "", "residual": math.nan, "remarks": ""}
 
     def use(case: Case) -> None:
+        cost = case.passes.forward + 2 * case.passes.backward
+        row["passes"] = round(cost / len(case.samples) * max(_drawn(method.name) / SAMPLING, 1.0))
+        row["remarks"] = "; ".join(f"{name}: {text}" for name, text in in_words(case.remarks).items())
         if claim:
             row["residual"] = _residual(case)
 
@@ -84,10 +99,11 @@ def applicability_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for model, frame in tables.items():
         for _, row in frame.iterrows():
             text = str(row["status"])
-            if row["status"] == "works" and row["claim"]:
-                text = f"works, residual {row['residual']:.1%}"
-            elif row["status"] != "works":
-                text = f"{row['status']}: {row['reason']}"
+            if row["status"] == "works":
+                text += f", residual {row['residual']:.1%}" if row["claim"] else ""
+                text += f", {row['remarks']}" if str(row["remarks"]).startswith("layer") else ""
+            else:
+                text += f": {row['reason']}"
             wide.setdefault(str(row["method"]), {"method": str(row["method"])})[model] = text
     return pd.DataFrame(list(wide.values()))
 

@@ -24,6 +24,9 @@ from harness.subjects import load_entry
 from harness.training import Progress
 
 MINUTES = 4.0
+TRIED = 300
+"""The most passes a sample with which a method is tried out; what more would take is extrapolated."""
+
 SAMPLES = (100, 64, 32, 16, 8)
 FEWEST_METHODS = 4
 TOLD = ("rate", "seconds")
@@ -86,19 +89,21 @@ def _budget(model: LoadedModel, data: Data, label: str, progress: Progress) -> B
     table = applicability(subject, chunk=few, progress=progress)
     works = [str(name) for name in table.loc[table["status"] == "works", "method"]]
     refused = {str(row["method"]): str(row["reason"]) for _, row in table[table["status"] != "works"].iterrows()}
-    controls = [name for name, entry in METHODS.items() if entry.family == "control"]
+    passes = {str(row["method"]): float(row["passes"]) for _, row in table[table["status"] == "works"].iterrows()}
+    tried = [name for name in works if passes[name] <= TRIED]
+    controls = [name for name, entry in METHODS.items() if entry.family == "control" and "masks" not in entry.needs]
     tests = choose(METRICS, _metrics(data.space, TRIAL_DRAWS, 0), "metrics")
-    groups, store = plan([subject], choose(METHODS, [*works, *controls], "methods"), tests, 0), Memory()
+    groups, store = plan([subject], choose(METHODS, [*tried, *controls], "methods"), tests, 0), Memory()
     execute(groups, store, seed=0, chunk=few, progress=progress)
     cascade = 1 if blocks <= CASCADE_BLOCKS else 0
     draws = (1 + FULL_DRAWS + cascade * (blocks - 1)) / (1 + TRIAL_DRAWS)
     seconds: dict[str, float] = {}
-    passes: dict[str, int] = {}
     for cell in (task.cell for group in groups for task in group.tasks):
         info = store.info(cell) or {"seconds": 0.0}
-        passes[cell.method] = int(info.get("maps_forward", 0)) + 2 * int(info.get("maps_backward", 0))
         more = draws if cell.metric == "parameter_randomization" else 1.0
         seconds[cell.method] = seconds.get(cell.method, 0.0) + more * float(info["seconds"])
+    dearest = max(tried, key=passes.__getitem__)
+    seconds |= {name: seconds[dearest] * passes[name] / passes[dearest] for name in works if name not in tried}
 
     def minutes(names: Sequence[str], samples: int) -> float:
         return sum(seconds[name] for name in (*names, *controls)) * samples / few / 60
@@ -139,7 +144,7 @@ def _text(entry: ModelEntry, data: Data, budget: Budget, name: str, assumed: Seq
         "models:                    # a list: add others, or several checkpoints, `weights: [a.pt, b.pt]`",
         f"  - {_flow(model)}",
         "",
-        "methods:                   # `harness list methods`; four controls with a known outcome are added",
+        "methods:                   # `harness list methods`; controls with a known outcome are added",
         *(f"  - {each}" for each in budget.methods),
         *(f"  # - {each:<24} # about {minutes:.1g} minutes more" for each, minutes in budget.slower.items()),
         *(f"  # {each} does not apply: {reason}" for each, reason in budget.refused.items()),
