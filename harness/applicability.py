@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from harness.types import NotApplicableError
 
 Status = Literal["works", "refused", "fails"]
 COLUMNS = ("method", "status", "reason", "claim", "residual", "passes", "remarks")
+FEW = 2
 SAMPLING = 64
 """What is drawn of methods that draw more than this by default: whether they apply does not depend on it."""
 
@@ -62,7 +64,9 @@ def _row(group: Group, chunk: int) -> dict[str, Any]:
         if claim:
             row["residual"] = _residual(case)
 
-    row["status"], row["reason"] = attempt(group, use, chunk=chunk)
+    # A median needs all samples; whether a method applies, one or two show as well.
+    tried = group if claim else replace(group, subject=group.subject.first(FEW))
+    row["status"], row["reason"] = attempt(tried, use, chunk=chunk)
     return row
 
 
