@@ -307,6 +307,10 @@ def _choose(
     for index, raw in enumerate(raws):
         path: KeyPath = (kind, index)
         given = dict(raw) if isinstance(raw, dict) else {singular: raw}
+        scheme = next((key for key in given if registry.kind == GUESTS.kind and key in GUESTS), "")
+        if scheme and singular not in given:
+            # `maps: FILE.npz` is how YAML reads it with a space.
+            given[singular] = f"{scheme}:{given.pop(scheme)}"
         label = given.pop("name", None)
         name = given.pop(singular, None) or label
         if name is None:
