@@ -39,8 +39,11 @@ def in_words(remarks: Mapping[str, list[str | Float[Tensor, " n"]]]) -> dict[str
         words = [each for each in said if isinstance(each, str)]
         numbers = [each.double() for each in said if isinstance(each, Tensor)]
         parts = list(dict.fromkeys(words))
-        if numbers:
-            values = torch.cat(numbers)
-            parts.append(f"mean {values.mean():.3g}, {values.min():.3g} to {values.max():.3g}")
+        values = torch.cat(numbers) if numbers else torch.zeros(0)
+        known = values[~values.isnan()]
+        if len(known):
+            parts.append(f"mean {known.mean():.3g}, {known.min():.3g} to {known.max():.3g}")
+        if len(known) < len(values):
+            parts.append(f"undefined for {len(values) - len(known)} of {len(values)}")
         lines[name] = ", ".join(parts)
     return lines

@@ -132,6 +132,8 @@ def _attended(name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], target
             yield
 
     run = traced(model, x, target, inside=caught)
+    # Attention beside the way to the logits explains nothing of them.
+    weights = [each for each in weights if each.grad_fn in run.between]
     if not weights:
         raise NotApplicableError(f"{name}: the model has no attention between positions")
     size = weights[-1].shape[-1]

@@ -100,7 +100,7 @@ def kernel_shap(
         space: where in their range the pixels lie, for superpixels.
         draws: the subsets.
         chunk: how many inputs go through the model at once.
-        samples: the largest number of subsets, the empty and the full one not counted.
+        samples: the largest number of subsets, the empty and the full one not counted; at least a pair is drawn.
         units: about how many superpixels or pieces; features of a table are units by themselves.
     """
     labels = units_of(x, space, units)
@@ -200,7 +200,7 @@ def _subsets(
 ) -> tuple[Float[Tensor, "n k units"], Float[Tensor, "n k"]]:
     """Subsets of each sample's units with their weights: all proper ones where they are few, else drawn from pi."""
     counts = [int(count) for count in exists.sum(1)]
-    drawn = _drawn(exists, draws, -(-samples // 2))
+    drawn = _drawn(exists, draws, max(samples // 2, 1))
     found: list[tuple[Tensor, Tensor]] = []
     for row, count in enumerate(counts):
         if 2**count - 2 <= samples:

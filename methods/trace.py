@@ -83,7 +83,8 @@ class Trace(TorchFunctionMode):
         name = func.__name__.strip("_")
         self._learnt |= name in _LEARNT
         # Of several results one may carry everything, such as the values of a maximum beside their places.
-        carriers = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+        results = args[0] if name == "setitem" else output
+        carriers = [tensor for tensor in tensors_in(results) if tensor.grad_fn is not None]
         if len(carriers) == 1:
             (result,) = carriers
             if name == "linear" and len(args) > 1:

@@ -305,12 +305,7 @@ class Beside(VisionTransformer):
         return super().forward(x)
 
 
-UNUSED = pytest.mark.xfail(
-    strict=True, reason="attention beside the way to the logits is rolled out, and has no gradient"
-)
-
-
-@pytest.mark.parametrize("method", [METHODS[0], *(pytest.param(method, marks=UNUSED) for method in METHODS[1:])])
+@pytest.mark.parametrize("method", METHODS)
 def test_attention_that_the_logits_do_not_use_does_not_matter(method):
     plain, beside = (build((3, 8, 12), 5, patch=4, width=12, depth=2, heads=2) for build in (VisionTransformer, Beside))
     x, target = normal(2, 3, 8, 12), torch.tensor([4, 1])

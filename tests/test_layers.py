@@ -207,9 +207,6 @@ def test_what_only_a_scripted_module_returns_is_refused_and_what_follows_is_foun
     assert_features(found(*follows[:3]), *follows[3:])
 
 
-@pytest.mark.xfail(
-    strict=True, raises=NotApplicableError, reason="writing into a slice is seen as ruin, not as a new value"
-)
 def test_a_slice_that_is_assigned_belongs_to_the_features():
     def assigned(x, convolution):
         z = convolution(x)

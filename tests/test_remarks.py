@@ -34,6 +34,13 @@ def test_words_are_named_once_and_numbers_summarised_over_batches():
     assert in_words(inner) == {"layer": "another"}
 
 
+def test_what_is_undefined_is_counted_and_does_not_hide_the_rest():
+    assert in_words({"fit": [torch.tensor([0.5, torch.nan]), torch.tensor([torch.nan])]}) == {
+        "fit": "mean 0.5, 0.5 to 0.5, undefined for 2 of 3"
+    }
+    assert in_words({"fit": [torch.tensor([torch.nan])]}) == {"fit": "undefined for 1 of 1"}
+
+
 def test_nobody_has_to_listen():
     remark("layer", "block")
     with listening() as heard:

@@ -303,7 +303,7 @@ def test_pieces_of_a_signal_are_of_one_length(units):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_superpixels_are_connected_and_end_at_edges(channels):
+def test_superpixels_are_connected_and_about_as_many_as_asked(channels):
     x = pictures(3, channels, 24)
     x[:, :, :, 11:] = 1 - x[:, :, :, 11:].round()
     x[:, :, :, :11] = 0.2 * x[:, :, :, :11]
