@@ -82,28 +82,33 @@ class Trace(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         name = func.__name__.strip("_")
         self._learnt |= name in _LEARNT
-        # Of several results one may carry everything, such as the values of a maximum beside their places.
         results = args[0] if name == "setitem" else output
         carriers = [tensor for tensor in tensors_in(results) if tensor.grad_fn is not None]
-        if len(carriers) == 1:
-            (result,) = carriers
-            if name == "linear" and len(args) > 1:
-                self.linear = (args[0], args[1], result)
+        new = [tensor for tensor in carriers if not self._handed_on(tensor)]
+        for tensor in new:
+            self._axed.follow(name, args, tensor)
+        # Of several results one may carry everything, such as the values of a maximum beside their places.
+        if len(carriers) == 1 and new:
             where = self._running[-1][0] if self._running else ""
-            self._note(result, f"{name} in {where or 'the network'}", name, args)
-            if name in _NORMALIZATIONS and self.seen and self.seen[-1].tensor is result:
-                self.seen[-1].normalized = args[0]
+            self._note(new[0], f"{name} in {where or 'the network'}", args[0] if name in _NORMALIZATIONS else None)
+            if name == "linear" and len(args) > 1:
+                self.linear = (args[0], args[1], new[0])
         return output
 
-    def _note(self, tensor: Tensor, name: str, operator: str, args: tuple[Any, ...]) -> None:
-        place = self._places.get(id(tensor), -1)
-        handed_on = place >= 0 and self.seen[place].tensor is tensor and self.seen[place].version == tensor._version
-        if handed_on:
-            return
-        self._axed.follow(operator, args, tensor)
+    def _note(self, tensor: Tensor, name: str, normalized: Tensor | None = None) -> None:
         if self._learnt and tensor.ndim > 1 and tensor.grad_fn is not None:
             self._places[id(tensor)] = len(self.seen)
-            self.seen.append(Seen(tensor, tensor.grad_fn, tensor._version, name, self._axed.of(tensor)))
+            axes = self._axed.of(tensor)
+            self.seen.append(Seen(tensor, tensor.grad_fn, tensor._version, name, axes, normalized))
+
+    def _place(self, tensor: Tensor) -> int:
+        """Where a tensor was last seen, -1 if it was not."""
+        place = self._places.get(id(tensor), -1)
+        return place if place >= 0 and self.seen[place].tensor is tensor else -1
+
+    def _handed_on(self, tensor: Tensor) -> bool:
+        place = self._place(tensor)
+        return place >= 0 and self.seen[place].version == tensor._version
 
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
@@ -131,13 +136,13 @@ class Trace(TorchFunctionMode):
         _, began = self._running.pop()
         if not isinstance(output, Tensor) or not name:
             return None
-        place = self._places.get(id(output), -1)
-        if place < 0 or self.seen[place].tensor is not output:
+        if self._place(output) < 0:
             # No operator was seen to make it, but a Function of the user's own.
             self._learnt = True
-            self._note(output, name, name, inputs)
-            place = self._places.get(id(output), -1)
-        if place >= 0 and self.seen[place].tensor is output:
+            self._axed.follow(name, inputs, output)
+            self._note(output, name)
+        place = self._place(output)
+        if place >= 0:
             self.of_module[name] = self.seen[place]
             if place >= began:
                 self.seen[place].name = name
