@@ -112,6 +112,8 @@ def _kept(source: Tensor, axes: Axes, output: Tensor) -> Axes | None:
     """Where the channels are in a view, and in what has as many of them in the same place."""
     if output is source:
         return axes
+    if output.ndim < source.ndim and output.numel() != source.numel():
+        return None  # an axis is gone with what it held, and what is left of positions is no grid
     same_axes = output.ndim == source.ndim
     size, axis = source.shape[axes.channels], axes.channels
     if output.untyped_storage().data_ptr() == source.untyped_storage().data_ptr():

@@ -132,6 +132,7 @@ FUNCTIONS = {
         WIDE,
         in_row(2, 3),
     ),
+    "mean over rows, kept": (lambda x, c: c(x).mean(2, keepdim=True), [conv()], WIDE, first),
     "signal": (lambda x, c: F.avg_pool1d(c(x).relu(), 3), [nn.Conv1d(3, 6, 5)], SIGNAL, first),
     "tokens of a signal": (
         lambda x, c, n: n(c(x).transpose(1, 2)),
@@ -215,6 +216,12 @@ def test_a_slice_that_is_assigned_belongs_to_the_features():
 
     model, x, target, values, weights = read_by_hand(assigned, [conv()], SQUARE, first)
     assert_features(found(model, x, target), values, weights)
+
+
+@pytest.mark.parametrize("reduced", [lambda z: z.mean(2), lambda z: z[:, :, 0], lambda z: z.amax(3)])
+def test_what_is_left_of_a_grid_without_one_of_its_axes_is_none(reduced):
+    model, x = Read(lambda x, c, n: n(reduced(c(x).tanh())), conv(), nn.BatchNorm1d(6)), normal(3, *WIDE)
+    torch.testing.assert_close(found(model, x).activation, model.layers[0](x).tanh().detach(), **CLOSE)
 
 
 def test_branches_that_meet_without_positions_share_the_layer_before_them():
