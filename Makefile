@@ -34,6 +34,7 @@ check: setup
 bench: setup
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_rules.py
+	$(BIN)/python tests/bench_perturbation.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
