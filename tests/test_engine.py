@@ -77,7 +77,7 @@ def assert_same_rows(a, b, columns=RECORDS):
 
 def test_records_have_their_columns_in_order_and_every_planned_cell_is_accounted_for(undisturbed):
     assert list(undisturbed.records.columns) == list(RECORDS)
-    assert len(undisturbed.cells) == (4 + 4) * 5
+    assert len(undisturbed.cells) == (4 + 6) * 5
     assert set(undisturbed.cells["status"]) == {"done", "not_applicable"}
     lacking = undisturbed.cells[undisturbed.cells["status"] == "not_applicable"]
     assert set(lacking["metric"]) == {"completeness"}
