@@ -65,8 +65,9 @@ def explain(name, model, x, target, **arguments):
 # A network of the suite that a method applies to.
 HOME = {"cam": "functional", **dict.fromkeys(ATTENTION, "vit")}
 every_method = pytest.mark.parametrize("name", METHODS)
-# Methods that differ from others in the rule of a linear operator only.
+# Methods that differ from others in the rule of a linear operator only, or in how they sum what the same layer holds.
 SIMILAR = {"lrp_0", "lrp_gamma", "lrp_z_plus", "lrp_epsilon_plus", "lrp_epsilon_alpha2_beta1", "deep_taylor"}
+SIMILAR |= {"grad_cam_plus_plus", "hires_cam", "layer_cam"}
 everywhere = pytest.mark.parametrize(
     ("name", "shape"),
     [

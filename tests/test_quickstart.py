@@ -38,7 +38,7 @@ def test_nothing_failed_and_no_control_is_broken(results):
     assert results.failures.empty
     judged = results.table("verdicts")
     controls = judged[judged["expected"] != ""]
-    assert len(controls) == 4 * 3
+    assert len(controls) == 6 * 3
     assert (controls["verdict"] == controls["expected"]).all()
 
 
