@@ -86,6 +86,8 @@ def _joined(sources: Sources, args: tuple[Any, ...], output: Tensor) -> Axes | N
         return axes
     parts = list(tensors_in(args[:1]))
     before = parts[: next(place for place, part in enumerate(parts) if part is source)]
+    if not before:
+        return Axes(axes.channels, axes.tokens)
     return Axes(axes.channels, (axes.tokens or 0) + sum(part.shape[axis] for part in before))
 
 
