@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Remarks = dict[str, list[str | Float[Tensor, " n"]]]
+Remarks = dict[str, list[str | Float[Tensor, " _"]]]
 """Name -> what was said under it, batch by batch: words, or one number for each sample."""
 
 _HEARD: ContextVar[Remarks | None] = ContextVar("remarks", default=None)
 
 
-def remark(name: str, value: str | Float[Tensor, " n"]) -> None:
+def remark(name: str, value: str | Float[Tensor, " _"]) -> None:
     """Say something about the maps of this batch; the harness stores it with the cell if it listens."""
     heard = _HEARD.get()
     if heard is not None:
@@ -32,7 +32,7 @@ def listening() -> Iterator[Remarks]:
         _HEARD.reset(token)
 
 
-def in_words(remarks: Mapping[str, list[str | Float[Tensor, " n"]]]) -> dict[str, str]:
+def in_words(remarks: Mapping[str, list[str | Float[Tensor, " _"]]]) -> dict[str, str]:
     """One line for each name: the different words, or mean and extremes of the numbers."""
     lines = {}
     for name, said in remarks.items():

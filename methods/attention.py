@@ -35,13 +35,13 @@ class Attended:
         layout: where the tokens are in the input.
     """
 
-    layers: list[Float[Tensor, "n heads tokens tokens"]]
+    layers: list[Float[Tensor, "n _ tokens tokens"]]
     run: Traced
     weights: list[Tensor]
     read: Float[Tensor, " tokens"]
     layout: Layout
 
-    def gradients(self) -> list[Float[Tensor, "n heads tokens tokens"]]:
+    def gradients(self) -> list[Float[Tensor, "n _ tokens tokens"]]:
         """Of the target logit, by the weights of each layer."""
         found = torch.autograd.grad(self.run.score, self.weights)
         return [gradient.view_as(layer) for gradient, layer in zip(found, self.layers, strict=True)]
