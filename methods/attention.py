@@ -1,8 +1,7 @@
 """Maps made of attention weights: what the position that the logits are read from attends to.
 
-The weights are caught where the softmax makes them, whichever module or function that is. The positions that the
-logits are read from are those of the last tokens that have a gradient: the class token, or all patches where they are
-pooled.
+The weights are caught where the softmax makes them, whichever module or function that is. Which tokens the logits are
+read from shows where positions end: the class token, or all patches where they are pooled.
 """
 
 from collections.abc import Iterator

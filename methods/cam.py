@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from harness.methods.backward import guided_backprop
 from harness.methods.composites import rounding
-from harness.methods.layers import Features, features, upsampled
+from harness.methods.layers import features
 from harness.registry import method
-from harness.remarks import remark
 from harness.types import NotApplicableError
 
 
@@ -36,12 +35,12 @@ def cam(
     Raises:
         NotApplicableError: the network does not end in global average pooling and a linear layer.
     """
-    seen = _features("cam", model, x, target, "")
+    seen = features(model, x, target, "", "cam")
     linear, pooled = seen.run.trace.linear, seen.activation.flatten(2).mean(2)
     ends = linear is not None and linear[2].grad_fn is not None and linear[2].shape == seen.run.logits.shape
     if linear is None or not ends or not _equal(linear[0], pooled) or not _equal(linear[2], seen.run.logits):
         raise NotApplicableError("cam: the model does not end in global average pooling and one linear layer")
-    return _map(linear[1].detach()[target], seen.activation, x, relu)
+    return seen.map(linear[1].detach()[target], x, relu)
 
 
 @method(family="cam", cite="selvaraju2017grad", needs=("spatial",), version=2)
@@ -69,8 +68,8 @@ def grad_cam(
         NotApplicableError: no layer has more than one position, or `layer` does not exist, has no positions or
             is not used by the logits.
     """
-    seen = _features("grad_cam", model, x, target, layer)
-    return _map(seen.gradient.flatten(2).mean(2), seen.activation, x, relu)
+    seen = features(model, x, target, layer, "grad_cam")
+    return seen.map(seen.gradient.flatten(2).mean(2), x, relu)
 
 
 @method(family="cam", cite="selvaraju2017grad", needs=("spatial",))
@@ -88,8 +87,8 @@ def guided_grad_cam(
     Raises:
         NotApplicableError: one of the two does not apply.
     """
-    seen = _features("guided_grad_cam", model, x, target, layer)
-    weights = _map(seen.gradient.flatten(2).mean(2), seen.activation, x, relu=True)
+    seen = features(model, x, target, layer, "guided_grad_cam")
+    weights = seen.map(seen.gradient.flatten(2).mean(2), x, relu=True)
     return guided_backprop(model, x, target) * weights
 
 
@@ -118,12 +117,12 @@ def grad_cam_plus_plus(
     Raises:
         NotApplicableError: as for `grad_cam`.
     """
-    seen = _features("grad_cam_plus_plus", model, x, target, layer)
+    seen = features(model, x, target, layer, "grad_cam_plus_plus")
     gradient, total = seen.gradient.flatten(2), seen.activation.flatten(2).sum(2, keepdim=True)
     # g^2 / (2 g^2 + g^3 s) without its powers, which underflow.
     divisor = 2 + gradient * total
     alpha = torch.where((gradient != 0) & (divisor != 0), 1 / divisor, 0.0)
-    return _map((alpha * gradient.clamp(min=0)).sum(2), seen.activation, x, relu)
+    return seen.map((alpha * gradient.clamp(min=0)).sum(2), x, relu)
 
 
 @method(family="cam", cite="draelos2020hirescam", needs=("spatial",))
@@ -147,8 +146,8 @@ def hires_cam(
     Raises:
         NotApplicableError: as for `grad_cam`.
     """
-    seen = _features("hires_cam", model, x, target, layer)
-    return _map(seen.gradient, seen.activation, x, relu)
+    seen = features(model, x, target, layer, "hires_cam")
+    return seen.map(seen.gradient, x, relu)
 
 
 @method(family="cam", cite="jiang2021layercam", needs=("spatial",))
@@ -174,25 +173,8 @@ def layer_cam(
     Raises:
         NotApplicableError: as for `grad_cam`.
     """
-    seen = _features("layer_cam", model, x, target, layer)
-    return _map(seen.gradient.clamp(min=0), seen.activation, x, relu)
-
-
-def _features(
-    name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], target: Int[Tensor, " n"], layer: str
-) -> Features:
-    seen = features(model, x, target, layer, name)
-    remark("layer", seen.layer)
-    return seen
-
-
-def _map(
-    weights: Float[Tensor, "n k ..."], activation: Float[Tensor, "n k *grid"], x: Float[Tensor, "n c *axes"], relu: bool
-) -> Float[Tensor, "n 1 *axes"]:
-    """The sum over channels at the size of the input; `weights` are one a channel, or one a position of it."""
-    weights = weights.reshape(*weights.shape, *(1,) * (activation.ndim - weights.ndim))
-    coarse = (weights * activation).sum(1, keepdim=True)
-    return upsampled(coarse.clamp(min=0) if relu else coarse, x)
+    seen = features(model, x, target, layer, "layer_cam")
+    return seen.map(seen.gradient.clamp(min=0), x, relu)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -6,6 +6,7 @@ it or a function, with channels first or last, or with its positions in a row of
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from harness.methods.trace import Seen, Traced, traced
 from harness.registry import nearest
+from harness.remarks import remark
 from harness.types import NotApplicableError
 
 MOST_EXTRA_TOKENS = 16
@@ -46,16 +48,29 @@ class Features:
     Attributes:
         layer: its name.
         activation: what it returned.
-        gradient: of the target logit by it.
         layout: where it had its positions.
+        seen: itself, in its graph.
         run: the run of the network that it comes from.
     """
 
     layer: str
     activation: Float[Tensor, "n k *grid"]
-    gradient: Float[Tensor, "n k *grid"]
     layout: Layout
+    seen: Seen
     run: Traced
+
+    @cached_property
+    def gradient(self) -> Float[Tensor, "n k *grid"]:
+        """Of the target logit, by the activation."""
+        return self.layout.arranged(self.run.gradient(self.seen))
+
+    def map(
+        self, weights: Float[Tensor, "n k ..."], x: Float[Tensor, "n c *axes"], relu: bool
+    ) -> Float[Tensor, "n 1 *axes"]:
+        """The sum over channels at the size of the input, with a weight for each channel or each of its positions."""
+        weights = weights.reshape(*weights.shape, *(1,) * (self.activation.ndim - weights.ndim))
+        coarse = (weights * self.activation).sum(1, keepdim=True)
+        return upsampled(coarse.clamp(min=0) if relu else coarse, x)
 
 
 def features(
@@ -65,7 +80,7 @@ def features(
 
     Where the logits are read from a class token, nothing reads the tokens of the positions behind the last attention.
     The last layer then is what that attention sees: the stream before it, behind its normalization. (Before it, where
-    a token's scale does not matter, its gradient is orthogonal to it.)
+    a token's scale does not matter, its gradient is orthogonal to it.) Which layer it is, is remarked.
 
     Args:
         model: returns logits [n, classes].
@@ -91,8 +106,8 @@ def features(
 
 
 def _features(run: Traced, seen: Seen, layout: Layout) -> Features:
-    activation, gradient = layout.arranged(seen.tensor.detach()), layout.arranged(run.gradient(seen))
-    return Features(seen.name, activation, gradient, layout, run)
+    remark("layer", seen.name)
+    return Features(seen.name, layout.arranged(seen.tensor.detach()), layout, seen, run)
 
 
 def _named(run: Traced, layer: str, name: str) -> tuple[Seen, Layout]:

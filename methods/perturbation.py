@@ -11,7 +11,6 @@ from harness.methods.layers import features, upsampled
 from harness.methods.perturbed import mixed, target_logits
 from harness.random import Draws
 from harness.registry import method
-from harness.remarks import remark
 from harness.types import Count, InputError, NonNegative
 
 WINDOWS_A_SIDE = 7
@@ -200,7 +199,6 @@ def score_cam(
         NotApplicableError: as for `grad_cam`.
     """
     seen = features(model, x, target, layer, "score_cam")
-    remark("layer", seen.layer)
     activation = seen.activation
     # One constant channel more: what it shows is the baseline itself.
     shown = torch.cat([activation, torch.zeros_like(activation[:, :1])], 1)
@@ -217,6 +215,4 @@ def score_cam(
     logits = target_logits(model, target, shown.shape[1], chunk, through_channels)
     scores = torch.cat([each for _, each in logits], 1)
     weights = scores[:, :-1] - scores[:, -1:]
-    weights = (weights.softmax(1) if softmax else weights).view(*weights.shape, *(1,) * (x.ndim - 2))
-    coarse = (weights * activation).sum(1, keepdim=True)
-    return upsampled(coarse.clamp(min=0) if relu else coarse, x)
+    return seen.map(weights.softmax(1) if softmax else weights, x, relu)

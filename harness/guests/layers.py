@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from harness.methods.layers import Layout, features
 from harness.registry import nearest
-from harness.remarks import remark
 from harness.types import NotApplicableError
 
 
@@ -32,5 +31,4 @@ def layer_called(name: str, model: nn.Module, x: Float[Tensor, "n c *axes"], met
         raise NotApplicableError(
             f"{method}: the last layer with positions is a function, {found.layer}: name a module as `layer`; {others}"
         )
-    remark("layer", found.layer)
     return modules[found.layer], found.layout
