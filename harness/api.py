@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.catalogue import METHODS, METRICS
 from harness.engine import execute
 from harness.figures import write_figures
-from harness.pictures import keep_cascade, policy_of
+from harness.pictures import keep_cascade, options_of
 from harness.plan import Group, code_hash, lacking, plan
 from harness.progress import silent
 from harness.results import Results
@@ -267,7 +267,7 @@ def _keep_cascades(
     folder: Path,
     progress: Progress,
 ) -> None:
-    first = [group for group in groups if group.tasks and group.tasks[0].cell.block == 0 and policy_of(group)]
+    first = [group for group in groups if group.tasks and group.tasks[0].cell.block == 0 and options_of(group)]
     by_subject: dict[str, list[Group]] = {}
     for group in first:
         cell = group.tasks[0].cell

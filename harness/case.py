@@ -51,10 +51,12 @@ class Source(ABC):
     Attributes:
         calibration: inputs to re-estimate batch-norm statistics with.
         background: samples that stand for the data, for methods with `needs=("background",)`.
+        shared: what depends on the model, its twins and the samples and not on the method: computed once.
     """
 
     calibration: Float[Tensor, "m ..."]
     background: Float[Tensor, "m ..."]
+    shared: dict[object, Any]
 
     @property
     @abstractmethod
@@ -62,12 +64,25 @@ class Source(ABC):
         """The blocks of the network in execution order; together they hold every parameter."""
 
     @abstractmethod
-    def twin(self, draw: int) -> nn.Module:
+    def twin(self, *draw: int) -> nn.Module:
         """A randomly initialized network of the same architecture."""
 
     @abstractmethod
-    def partner(self) -> Partner:
-        """The same network trained on permuted labels."""
+    def partner(self, other: bool = False) -> Partner:
+        """The same network trained on permuted labels; `other` is a second one, trained independently."""
+
+    @abstractmethod
+    def retrained(self) -> nn.Module | None:
+        """The same network trained on true labels from another seed; None where there is no recipe."""
+
+    @property
+    @abstractmethod
+    def retrained_test_accuracy(self) -> float | None:
+        """The re-trained network's accuracy on held-out samples; None where there is none."""
+
+    @abstractmethod
+    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int) -> nn.Module:
+        """A new network, trained by the recipe on these samples and labels."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +198,12 @@ class Case:
         x: Float[Tensor, "n ..."] | None = None,
         target: Int[Tensor, " n"] | None = None,
         call: object = 0,
+        space: InputSpace | None = None,
+        background: Float[Tensor, "m ..."] | None = None,
     ) -> Float[Tensor, "n ..."]:
         """Maps for another model, input or target; a new `call` gives a stochastic method new noise.
+
+        Where the input has moved, `space` and `background` say what has moved along.
 
         Raises:
             ValueError: not one input for each sample, or the method returned something else than maps.
@@ -198,7 +217,9 @@ class Case:
         if len(x) != len(self.samples):
             raise ValueError(f"explain: expected one input for each of the {len(self.samples)} samples, got {len(x)}")
         target = self.target if target is None else target
-        background = self.source.background if "background" in self.explainer.method.needs else None
+        space = self.space if space is None else space
+        if background is None and "background" in self.explainer.method.needs:
+            background = self.source.background
         maps = partial(self.explainer.maps, call=call, background=background, chunk=self.chunk)
         with counted(model, self.passes):
             chunks = [
@@ -206,7 +227,7 @@ class Case:
                     model,
                     x[part],
                     target[part],
-                    self.space,
+                    space,
                     self.samples[part],
                     self.seed,
                     masks=None if self.masks is None else self.masks[part],
@@ -221,13 +242,26 @@ class Case:
         with torch.no_grad(), counted(model, self.passes):
             return torch.cat([model(x[part].clone()) for part in self._chunks(len(x))])
 
-    def twin(self, draw: int) -> nn.Module:
-        """A randomly initialized network of the same architecture: the same one for every method."""
-        return self.source.twin(draw)
+    @property
+    def position_axes(self) -> int:
+        """How many axes the positions of a sample have: 2 of an image, 1 of a signal or a table."""
+        return max(self.x.ndim - 2, 1)
 
-    def partner(self) -> Partner:
-        """The same network trained on permuted labels."""
-        return self.source.partner()
+    def twin(self, *draw: int) -> nn.Module:
+        """A randomly initialized network of the same architecture: the same one for every method."""
+        return self.source.twin(*draw)
+
+    def retrained(self) -> nn.Module | None:
+        """The same network trained on true labels from another seed; None where there is no recipe."""
+        return self.source.retrained()
+
+    def partner(self, other: bool = False) -> Partner:
+        """The same network trained on permuted labels; `other` is a second one, trained independently."""
+        return self.source.partner(other)
+
+    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int) -> nn.Module:
+        """A new network, trained by the recipe on these samples and labels, in evaluation mode beside the model."""
+        return self.source.train(x, y, seed)
 
     def draws(self, *purpose: object) -> Draws:
         """Random numbers keyed by (seed, purpose, sample) and never by the method, so that methods are paired."""

@@ -1,7 +1,7 @@
 """The registries with everything in them that ships with the harness."""
 
 from harness import methods, metrics
-from harness.data import arrays, audio, bundled, images, tabular, vision
+from harness.data import arrays, audio, bundled, distractor, images, tabular, vision
 from harness.guests import captum, functions, gradcam, maps, zennit
 from harness.models import builtin, external
 from harness.registry import DATA, GUESTS, METHODS, METRICS, MODELS
@@ -17,6 +17,7 @@ __all__ = [
     "builtin",
     "bundled",
     "captum",
+    "distractor",
     "external",
     "functions",
     "gradcam",

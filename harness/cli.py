@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +26,7 @@ console = Console(width=None if os.isatty(1) else 500, highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 INTERRUPTED = 130
-SHOWN = ("leaderboard", "stages")
+SHOWN = ("leaderboard", "sensitivity", "stages")
 
 Kind = Literal["methods", "metrics", "models", "data", "studies"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -65,6 +66,8 @@ def run(
 def table(
     folder: Annotated[Path, typer.Argument(help="a run folder", metavar="RUN")],
     name: Annotated[str, typer.Option(help="print this table only; `all` prints every one")] = "",
+    pass_below: Annotated[float, typer.Option(help="threshold of a PASS")] = 0.2,
+    fail_above: Annotated[float, typer.Option(help="threshold of a FAIL")] = 0.5,
 ) -> None:
     """Print the tables of a run and write them again as CSV and Markdown, with the figures.
 
@@ -73,8 +76,11 @@ def table(
     from harness import tables
     from harness.figures import write_figures
     from harness.results import Results
+    from harness.statistics import Thresholds
 
-    results = Results.load(folder)
+    if not 0 < pass_below <= fail_above < 1:
+        raise InputError(f"expected 0 < --pass-below <= --fail-above < 1, got {pass_below} and {fail_above}")
+    results = replace(Results.load(folder), thresholds=Thresholds(pass_below=pass_below, fail_above=fail_above))
     tables.write_tables(results, folder / "tables")
     write_figures(results, folder / "figures")
     if not name:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -89,7 +89,7 @@ def examine_entry(
         progress: told what happens.
     """
     source = load_source(entry, base)
-    wanted = Wanted(entry.weights, head_of(entry), entry.model_seed, base)
+    wanted = Wanted(entry.weights, head_of(entry), entry.model_seed, base, entry.recipe)
     if isinstance(entry.data, DataEntry):
         data, select = load_data(entry.data, base, source, entry.weights), entry.data.select
     else:
@@ -103,7 +103,7 @@ def examine_entry(
         model = load_model(source, data, wanted, seed=0, device=device, progress=progress)
     except NoWeightsError as error:
         found.append(Finding(f"examined with random weights: {error}", "refuse"))
-        wanted = Wanted(RANDOM, wanted.head, wanted.model_seed, base)
+        wanted = replace(wanted, weights=RANDOM)
         model = load_model(source, data, wanted, seed=0, device=device, progress=progress)
     rows = list(candidates(data, "first" if select == "correct" else select)[:samples])
     return _examine(entry.name, model, data, rows, found, progress)
@@ -264,9 +264,17 @@ def _facts(model: LoadedModel) -> dict[str, str]:
         "class": type(network).__name__,
         "weights": model.origin or "as given",
         "twins": model.note,
+        "recipe": _recipe(model),
         "parameters": f"{count:,} in {len(parameters)} tensors, {' '.join(types)} on {' '.join(places)}",
         "modules": ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
     }
+
+
+def _recipe(model: LoadedModel) -> str:
+    """Whether networks like this one can be trained, which some tests need."""
+    if model.school is None:
+        return "none, so no partner trained on permuted labels: `recipe: FILE.py:FUNCTION` in a study names one"
+    return f"{model.school.recipe.title or 'built in'}, on {model.school.data.name}"
 
 
 def _blocks(model: LoadedModel) -> pd.DataFrame:

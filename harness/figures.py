@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from harness.pictures import Cascade, read_cascade
-from harness.statistics import mean_interval
+from harness.statistics import Thresholds, mean_interval
 from harness.tables import GROUP
 
 if TYPE_CHECKING:
@@ -38,10 +38,17 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
         if picture.maps.ndim == 4:
             written.append(_save(draw_cascade(picture), kept.with_suffix(".png")))
     points = curves(results)
+    judged = results.table("verdicts")
     for (model, seed), name in results.subjects.items():
         here = points[(points["model"] == model) & (points["model_seed"] == seed)]
         if len(here):
             written.append(_save(draw_curves(here, name), folder / f"pixel_flipping-{name}.png"))
+        rows = judged[(judged["model"] == model) & (judged["model_seed"] == seed)] if len(judged) else judged
+        for test in ("parameter_randomization", "random_logit"):
+            shown = rows[(rows["test"] == test) & (rows["measure"] == "spearman")] if len(rows) else rows
+            if shown["low"].notna().any() if len(shown) else False:
+                figure = draw_survival(shown, f"{name}: {test}", results.thresholds)
+                written.append(_save(figure, folder / f"survival-{test}-{name}.png"))
     return written
 
 
@@ -105,6 +112,51 @@ def draw_curves(points: pd.DataFrame, model: str) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(f"{model}: pixel flipping, mean with 95 % interval over samples", fontsize=10)
+    return figure
+
+
+def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> Figure:
+    """What survives, with 95 % intervals, beside the verdicts that other thresholds would give.
+
+    Left: one line a method, signed and absolute maps; a grey cross is the level above the floor of two randomized
+    networks. Right: how many methods pass and fail by the signed map, against the threshold.
+
+    Args:
+        judged: rows of the table of verdicts, of one test and measure.
+        title: of the figure.
+        thresholds: drawn as they are.
+    """
+    methods = list(judged["method"].unique())
+    figure = Figure(figsize=(10.5, 0.32 * len(methods) + 2.0), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
+    for sign, colour, marker, shift in (("signed", COLOURS[0], "o", -0.15), ("absolute", COLOURS[1], "s", 0.15)):
+        rows = judged[(judged["sign"] == sign) & judged["survival"].notna()]
+        places = np.array([methods.index(method) + shift for method in rows["method"]])
+        around = np.abs(np.stack([rows["survival"] - rows["low"], rows["high"] - rows["survival"]]))
+        style = {"fmt": marker, "color": colour, "ms": 4, "lw": 1.4}
+        left.errorbar(rows["survival"], places, xerr=np.nan_to_num(around), label=f"{sign} maps", **style)
+        left.plot(rows["above_random"], places, "x", color="grey", ms=4, lw=0)
+    for place, method in enumerate(methods):
+        if judged.loc[judged["method"] == method, "survival"].isna().all():
+            left.text(0.01, place, "invalid", fontsize=7, va="center", color="grey")
+    left.set_yticks(range(len(methods)), methods, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlim(-0.3, 1.1)
+    left.set_xlabel("share of the similarity above chance that survives")
+    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+    signed = judged[(judged["sign"] == "signed") & judged["low"].notna()]
+    grid = np.linspace(0, 1, 201)
+    counts = {"PASS": (signed["high"], np.less), "FAIL": (signed["low"], np.greater)}
+    for (word, (limit, beyond)), colour in zip(counts.items(), (COLOURS[2], COLOURS[3]), strict=True):
+        right.step(grid, [int(beyond(limit, at).sum()) for at in grid], color=colour, label=word)
+    right.set_xlabel("threshold")
+    right.set_ylabel("methods, by the signed map")
+    right.legend(fontsize=8, frameon=False)
+    for axis in (left, right):
+        axis.axvline(thresholds.pass_below, color=COLOURS[2], ls=":", lw=1)
+        axis.axvline(thresholds.fail_above, color=COLOURS[3], ls=":", lw=1)
+        axis.grid(alpha=0.2)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

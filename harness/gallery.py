@@ -102,7 +102,7 @@ def subject_to_show(
     except Exception as error:  # of any kind, and most often because the samples have another size or form
         shape = list(model.example.shape[1:])
         raise InputError(f"{entry.name} raises on samples of shape {shape}: {type(error).__name__}: {error}") from error
-    if data.train is None and model.train_partner is None:
+    if data.train is None and model.school is None:
         model.read_background = None
     return checked_subject(entry.name, model, data, wanted, target, progress)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.digests import digest
-from harness.metrics.cascade import BatchNormPolicy, top_down
+from harness.metrics.cascade import Randomization, cascade, output_of
 from harness.metrics.preprocessing import reduce_channels
 from harness.plan import Group, identity_of, numerics
 from harness.store import write_atomically
@@ -30,14 +30,14 @@ class Cascade:
 def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, seed: int) -> None:
     """Keep the cascade of the first sample of these groups (one subject, one group a method), if `path` lacks it.
 
-    The same twins, noise and batch-norm policy as in the first draw of `parameter_randomization`, so the picture
+    The same twins, noise and options as in the first draw of `parameter_randomization`, so the picture
     shows what was measured.
     """
     group = [replace(each, subject=each.subject.first(1)) for each in group]
     subject = group[0].subject
     explainers = [identity_of(each.explainer, subject) for each in group]
-    policy = policy_of(group[0])
-    assert policy, "only groups with a parameter randomization have a cascade"
+    options = options_of(group[0])
+    assert options, "only groups with a parameter randomization have a cascade"
     where = (
         subject.source.identity,
         subject.samples,
@@ -46,29 +46,30 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
         subject.space,
         numerics(subject),
     )
-    key = digest(*where, explainers, list(labels), policy, seed)
+    key = digest(*where, explainers, list(labels), options, seed)
     if path.exists() and read_cascade(path)[1] == key:
         return
     stages = ["trained", *(block.name for block in reversed(subject.source.blocks))]
-    rows = [_row(g, seed, len(stages), policy) for g in group]
+    rows = [_row(g, seed, len(stages), options) for g in group]
     caption = f"{subject.label}, sample {subject.samples[0]}, explained class {int(subject.target[0])}"
     image = subject.space.within_box(subject.x)[0].clamp(0, 1).cpu().numpy()
     _write(Cascade(image, np.stack(rows), list(labels), stages, caption), path, {"key": key})
 
 
-def policy_of(group: Group) -> BatchNormPolicy | None:
-    """The batch-norm policy of the group's parameter randomization; None if it has none, and so no cascade."""
-    policies = [task.options["batch_norm"] for task in group.tasks if task.metric.name == "parameter_randomization"]
-    return policies[0] if policies else None
+def options_of(group: Group) -> Mapping[str, Any]:
+    """How the group's parameter randomization goes about it; nothing if it has none, and so no cascade."""
+    options = [task.options for task in group.tasks if task.metric.name == "parameter_randomization"]
+    return {name: options[0][name] for name in ("batch_norm", "fresh", "repredict")} if options else {}
 
 
-def _row(group: Group, seed: int, stages: int, policy: BatchNormPolicy) -> np.ndarray:
+def _row(group: Group, seed: int, stages: int, options: Mapping[str, Any]) -> np.ndarray:
     case = group.case(seed=seed, chunk=1)
     empty = np.full((stages, *(case.x.shape[2:] or case.x.shape[1:])), np.nan)
     try:
         maps = [case.maps]
-        for index, _, model in top_down(case, 0, policy):
-            maps.append(case.explain(model, call=("top_down", 0, index)))
+        for stage in cascade(case, "top_down", 0, Randomization(options["batch_norm"], options["fresh"])):
+            target = output_of(case, stage).predicted if options["repredict"] else None
+            maps.append(case.explain(stage.model, target=target, call=("top_down", 0, stage.index)))
     except Exception:  # the cells of this method have recorded why; the picture leaves its row empty
         return empty
     return np.stack([reduce_channels(m, "sum")[0].cpu().numpy() for m in maps])

@@ -12,6 +12,7 @@ import torch
 from harness import catalogue
 from harness.case import Case, Explainer
 from harness.digests import digest
+from harness.models.loaded import LoadedModel
 from harness.registry import FILLED_BY_NAME, Method, Metric
 from harness.space import SPATIAL_AXES, InputSpace
 from harness.study import Chosen
@@ -21,7 +22,7 @@ from harness.types import InputError
 NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
     "claim": lambda _, explainer: "" if explainer.conserves else "makes no completeness claim",
     "partner": lambda subject, _: (
-        "" if subject.source.train_partner else "the model has no recipe, so no partner trained on permuted labels"
+        "" if subject.source.school else "the model has no recipe, so no partner trained on permuted labels"
     ),
     "background": lambda subject, _: (
         ""
@@ -35,6 +36,12 @@ NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
     "spatial": lambda subject, _: "" if SPATIAL_AXES[subject.space.kind] else "needs positions, got a table",
 }
 """Name of a need -> why a subject and explainer lack it; empty if they do not."""
+
+USES: dict[str, Callable[[LoadedModel], str]] = {
+    "retrained": lambda source: source.retrained_weights,
+    "second_partner": lambda source: source.second_partner_weights,
+}
+"""Name of what a metric may use -> a hash of its weights, empty if there is none; asking for it trains it."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,8 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
         (metric.entry.name, metric.entry.version, sorted(options.items())),
         seed,
         numerics(block),
+        # Appended and not always there, so that the keys of all others stay what they were.
+        *(USES[each](block.source) for each in metric.entry.uses),
     )
     cell = Cell(key, block.label, block.source.model_seed, block.dataset, method.label, metric.label, index)
     code = code_hash(explainer.method.function, metric.entry.function)

@@ -145,11 +145,13 @@ class Metric(Entry):
         direction: whether higher or lower values of the headline are better; None for descriptors.
         headline: the measure that stands for the metric in a wide table.
         summary_statistic: how its samples are summarised there; the median where tails are long.
+        uses: what it makes use of where there is such a thing, and does without elsewhere (`needs` is for the rest).
     """
 
     direction: Literal["higher", "lower"] | None = None
     headline: str = ""
     summary_statistic: Literal["mean", "median"] = "mean"
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -260,11 +262,13 @@ def metric(
     version: int = 1,
     needs: tuple[str, ...] = (),
     summary_statistic: Literal["mean", "median"] = "mean",
+    uses: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Register a generator `m(case, *, <options>) -> Iterator[Score]` under its own name; see `Metric`."""
 
     def register(function: F) -> F:
-        METRICS.add(Metric(function.__name__, function, family, version, needs, direction, headline, summary_statistic))
+        claims = (direction, headline, summary_statistic, uses)
+        METRICS.add(Metric(function.__name__, function, family, version, needs, *claims))
         return function
 
     return register

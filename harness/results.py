@@ -14,6 +14,7 @@ from harness.plan import Cell
 from harness.registry import UnknownNameError, nearest
 from harness.rows import LABELS, RECORDS
 from harness.series import Stack, stacks_of, state_of
+from harness.statistics import DEFAULT, Thresholds
 from harness.store import Folder, Store
 from harness.types import InputError
 
@@ -28,11 +29,13 @@ class Results:
         manifest: the resolved study and the circumstances of the run.
         planned: the cells of the study.
         store: where they are.
+        thresholds: of the verdicts; others make other tables of the same rows: `replace(results, thresholds=...)`.
     """
 
     manifest: Mapping[str, Any]
     planned: tuple[Cell, ...]
     store: Store
+    thresholds: Thresholds = DEFAULT
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
@@ -121,7 +124,7 @@ class Results:
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return tables.build(self.stacks())
+        return tables.build(self.stacks(), self.thresholds)
 
 
 def _constant(value: str | int, size: int) -> pa.Array:

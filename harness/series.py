@@ -23,6 +23,8 @@ from harness.store import Store
 FIELDS = ("measure", "channels", "sign", "normalization", "role", "mode", "stage_index", "stage", "step")
 """What the numbers of one series have in common."""
 
+UNFINISHED = ("failed", "missing")
+
 Block = tuple[Float[np.ndarray, " draws"], Values]
 
 
@@ -73,6 +75,18 @@ class Stack:
         """How each cell came about; of one that is not finished, its status only."""
         return [state_of(cell, self.store) for cell in self.cells]
 
+    @property
+    def status(self) -> str:
+        """What its cells came to: the worst of them counts."""
+        found = {state["status"] for state in self.states}
+        return next((status for status in (*UNFINISHED, "not_applicable") if status in found), "done")
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """How its cells came about, if all that apply are done; else nothing."""
+        done = [state for state in self.states if state["status"] == "done"]
+        return done[-1] if done and self.status not in UNFINISHED else {}
+
     @cached_property
     def scalars(self) -> list[Series]:
         """The series that are not points of a curve, in the order in which the metric yields them."""
@@ -106,6 +120,16 @@ def series_of(blocks: Iterable[pa.Table]) -> list[Series]:
             series.blocks.append(block)
             series.reasons.update(reasons)
     return list(found.values())
+
+
+def where(series: Iterable[Series], **labels: str | None) -> list[Series]:
+    """Those of the series that have these labels."""
+    return [each for each in series if all(each.labels[name] == label for name, label in labels.items())]
+
+
+def commonest(reasons: Counter[str]) -> str:
+    """The reason that is given most often; empty if there is none."""
+    return min(reasons, key=lambda reason: (-reasons[reason], reason), default="")
 
 
 def _split(rows: pa.Table) -> Iterator[tuple[dict[str, Any], bool, Block, list[str]]]:

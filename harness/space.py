@@ -175,6 +175,13 @@ class InputSpace:
             pixel = low + (high - low) * LEVELS[name]
         return ((pixel - self._per_channel(self.mean, x)) / self._per_channel(self.std, x)).expand_as(x).clone()
 
+    def shifted(self, shift: float | tuple[float, ...]) -> "InputSpace":
+        """The space of inputs that all have been moved by `shift`, in the model's units, one number or one a channel.
+
+        What is named by its meaning moves along: levels, range, mean, noise, and also `zero`, which is `shift` now.
+        """
+        return ShiftedSpace(self.kind, self.mean, self.std, self.low, self.high, shift)
+
     def _per_channel(
         self, values: float | tuple[float, ...] | None, x: Float[Tensor, "n *shape"]
     ) -> Float[Tensor, "..."]:
@@ -189,3 +196,33 @@ class InputSpace:
         width, height = (2 * min(round(3 * sigma), side - 1) + 1 for side in (image.shape[-1], image.shape[-2]))
         blurred = gaussian_blur(image, [width, height], [sigma, sigma])
         return blurred.squeeze(-2) if signal else blurred
+
+
+@dataclass(frozen=True)
+class ShiftedSpace(InputSpace):
+    """A space whose inputs have been moved: everything is what it was before the move, plus the move.
+
+    Attributes:
+        shift: by how much, in the units of the model's input, one number or one for each channel.
+    """
+
+    shift: float | tuple[float, ...] = 0.0
+
+    def within_box(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        """Where in the valid range each value lies."""
+        return super().within_box(x - self._per_channel(self.shift, x))
+
+    def bounds(self, x: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """The lowest and the highest valid input of each channel."""
+        low, high = super().bounds(x)
+        return low + self._per_channel(self.shift, x), high + self._per_channel(self.shift, x)
+
+    def fill(self, name: str, x: Float[Tensor, "n *shape"], draws: Draws, draw: int = 0) -> Float[Tensor, "n *shape"]:
+        """What stands in the place of what is removed."""
+        shift = self._per_channel(self.shift, x)
+        return super().fill(name, x - shift, draws, draw) + shift
+
+    def shifted(self, shift: float | tuple[float, ...]) -> InputSpace:
+        """A space moved twice, by the sum."""
+        total = tuple(np.atleast_1d(np.add(self.shift, shift)).tolist())
+        return super().shifted(total if len(total) > 1 else total[0])

@@ -3,6 +3,7 @@
 Values come as matrices [samples, draws]; NaN marks what is undefined and is left out, never replaced.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,16 +12,36 @@ from jaxtyping import Float
 from scipy import stats
 
 Values = Float[np.ndarray, "samples draws"]
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID", ""]
 
-DRAWS_FOR_VERDICT = 10
+FALSE_VERDICTS = 0.025
+"""How often a limit of an interval at 95 % lies on the wrong side: the nominal rate of false verdicts."""
 
-PASS_BELOW = 0.2
-FAIL_ABOVE = 0.5
-CEILING_ABOVE_RANDOM = 0.05
-DEGENERATE_AT_MOST = 0.1
-CEILING_AT_LEAST = 0.5
-OUTPUT_AT_MOST = 0.5
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where verdicts change: conventions of this harness, which can be set where tables are read.
+
+    Attributes:
+        pass_below: PASS if the upper limit of the survival is below.
+        fail_above: FAIL if the lower limit is above; a stage of a cascade is sensitive if the upper one is below.
+        ceiling_above_random: FAIL if two randomized networks agree to within this of the ceiling.
+        degenerate_at_most: INVALID if a larger share of the comparisons is undefined.
+        ceiling_at_least: INVALID if two calls on the trained network agree less.
+        output_at_most: INVALID if the correlation of trained and randomized logits is clearly above.
+        draws: INCONCLUSIVE with fewer.
+    """
+
+    pass_below: float = 0.2
+    fail_above: float = 0.5
+    ceiling_above_random: float = 0.05
+    degenerate_at_most: float = 0.1
+    ceiling_at_least: float = 0.5
+    output_at_most: float = 0.5
+    draws: int = 10
+
+
+DEFAULT = Thresholds()
 
 
 @dataclass(frozen=True)
@@ -40,22 +61,44 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
     Simulated coverage is 0.92 to 0.99 from three draws on, 0.94 to 0.99 from ten on. A two-way percentile
     bootstrap does worse at the numbers of draws that are affordable: 0.90 to 0.999 at ten.
     """
+    estimate = _estimate(values)
+    if estimate.error == 0 or np.isnan(estimate.error):
+        return Interval(estimate.mean, *(2 * [estimate.mean + estimate.error]))
+    half = float(stats.t.ppf((1 + confidence) / 2, estimate.freedom) * estimate.error)
+    return Interval(estimate.mean, estimate.mean - half, estimate.mean + half)
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """A mean with its standard error, NaN for a single sample, and the degrees of freedom of that."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    def chance(self, threshold: float) -> float:
+        """How often an estimate would lie this far from a threshold, or farther, if the truth stood at it."""
+        if self.error == 0:
+            return 0.0
+        return float(stats.t.sf(abs(self.mean - threshold) / self.error, self.freedom))
+
+
+def _estimate(values: Values) -> _Estimate:
     values = _defined(values)
     if values.size == 0:
-        return Interval(np.nan, np.nan, np.nan)
+        return _Estimate(np.nan, np.nan, np.nan)
     mean = float(np.nanmean(values))
     samples, draws = values.shape
     if samples < 2:
-        return Interval(mean, np.nan, np.nan)
+        return _Estimate(mean, np.nan, np.nan)
     parts = [(np.nanvar(np.nanmean(values, 1), ddof=1) / samples, samples - 1)]
     if draws > 1:
         parts.append((np.nanvar(np.nanmean(values, 0), ddof=1) / draws, draws - 1))
     variance = sum(part for part, _ in parts)
     if variance == 0:
-        return Interval(mean, mean, mean)
+        return _Estimate(mean, 0.0, np.nan)
     freedom = variance**2 / sum(part**2 / df for part, df in parts)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance))
-    return Interval(mean, mean - half, mean + half)
+    return _Estimate(mean, float(np.sqrt(variance)), float(freedom))
 
 
 def median_interval(values: Float[np.ndarray, " samples"], confidence: float = 0.95) -> Interval:
@@ -72,93 +115,122 @@ def median_interval(values: Float[np.ndarray, " samples"], confidence: float = 0
 
 @dataclass(frozen=True)
 class Survival:
-    """The verdict of a randomization test, with the reason in words and the numbers behind it.
+    """The verdict of a randomization test, with the reason in words and the number behind it.
 
     Attributes:
-        verdict: PASS is necessary for trusting a map, not sufficient.
+        verdict: PASS is necessary for trusting a map, not sufficient; empty where nothing is judged.
         reason: why, in words.
         survival: how much of the similarity above chance is left, with its interval.
-        similarity: of trained and randomized maps.
-        floor_shift: what chance gives for maps of this smoothness.
-        floor_random: what two randomized networks give.
-        ceiling: what a second call gives.
+        chance: how often a survival this far on its side of the threshold is seen if the truth stands at it;
+            NaN where nothing is decided.
     """
 
     verdict: Verdict
     reason: str
     survival: Interval
-    similarity: float
-    floor_shift: float
-    floor_random: float
-    ceiling: float
+    chance: float = np.nan
+
+
+NO_INTERVAL = Interval(np.nan, np.nan, np.nan)
 
 
 def survival(
     test: Values,
     floor_shift: Values,
-    floor_random: Float[np.ndarray, "pairs_samples pairs"],
     ceiling: Float[np.ndarray, "samples 1"],
-    output_similarity: float,
+    *,
+    floor_random: Float[np.ndarray, "pairs_samples pairs"] | None = None,
+    output: Float[np.ndarray, "output_samples output_draws"] | None = None,
+    thresholds: Thresholds = DEFAULT,
 ) -> Survival:
-    r"""How much of a map survives the randomization of its network: $r = (s - F) / (C - F)$, a ratio of means.
+    r"""How much of a map survives a randomization: $r = (s - F) / (C - F)$, a ratio of means.
 
     F is the shift floor, C the re-run ceiling. PASS if the upper limit of r is below 0.2; FAIL if the lower limit
     is above 0.5, or if two randomized networks agree to within 0.05 of the ceiling; else, or with fewer than 10
-    draws, INCONCLUSIVE. INVALID if more than 10 % of the pairs are undefined, the network's own output did not
-    change, C is below 0.5, or any of these is unknown; r is then NaN. The thresholds are conventions of this
-    harness, and the constants of this module.
+    draws, INCONCLUSIVE. INVALID if more than 10 % of the pairs are undefined, the network's own output clearly did not
+    change, C is below 0.5, or any of these is unknown; r is then NaN.
 
     Args:
-        test: similarity of trained and randomized maps.
-        floor_shift: with the randomized map shifted on the torus.
-        floor_random: of pairs of randomized networks.
-        ceiling: of two calls on the trained network.
-        output_similarity: mean correlation of trained and randomized logits.
+        test: similarity of maps before and after the randomization.
+        floor_shift: with the latter shifted on the torus.
+        ceiling: of two calls before it.
+        floor_random: of pairs of randomized networks; None where there are none, as of one network for other classes.
+        output: correlation of logits before and after; None where the network stays the same.
+        thresholds: the conventions.
     """
-    means = [
-        float(np.nanmean(v)) if (~np.isnan(v)).any() else np.nan for v in (test, floor_shift, floor_random, ceiling)
-    ]
-    similarity, shift, random, top = means
-    undefined = float(np.isnan(test).mean())
-    invalid = _invalid(undefined, output_similarity, top, shift, random)
+    top = mean_of(ceiling)
+    undefined = float(np.isnan(test).mean()) if test.size else 1.0
+    floors = [floor_shift] if floor_random is None else [floor_shift, floor_random]
+    unknown = any(math.isnan(mean_of(floor)) for floor in floors)
+    invalid = _invalid(undefined, output, top, unknown, thresholds)
     if invalid:
-        return Survival("INVALID", invalid, Interval(np.nan, np.nan, np.nan), similarity, shift, random, top)
-    r = _ratio_interval(test - floor_shift, ceiling - floor_shift)
-    verdict, reason = _judge(r, top - random, test.shape[1])
-    return Survival(verdict, reason, r, similarity, shift, random, top)
+        return Survival("INVALID", invalid, NO_INTERVAL)
+    linearized = _linearized(test - floor_shift, ceiling - floor_shift)
+    r = mean_interval(linearized)
+    if floor_random is not None and top - mean_of(floor_random) < thresholds.ceiling_above_random:
+        reason = "two randomized networks give the same map: it does not depend on parameters"
+        return Survival("FAIL", reason, r, _estimate(top - floor_random).chance(thresholds.ceiling_above_random))
+    if test.shape[1] < thresholds.draws:
+        return Survival("INCONCLUSIVE", f"{test.shape[1]} draws, a verdict needs {thresholds.draws}", r)
+    return _judge(r, _estimate(linearized), thresholds)
 
 
-def _invalid(undefined: float, output: float, ceiling: float, shift: float, random: float) -> str:
+def _invalid(undefined: float, output: Values | None, ceiling: float, unknown: bool, thresholds: Thresholds) -> str:
     """Why nothing can be concluded, or empty."""
-    if undefined > DEGENERATE_AT_MOST:
+    if undefined > thresholds.degenerate_at_most:
         return f"{undefined:.0%} of the comparisons are undefined (constant maps)"
-    if not output <= OUTPUT_AT_MOST:
-        return f"the network's own output hardly changed (correlation {output:.2f})"
-    if not ceiling >= CEILING_AT_LEAST:
+    if output is not None:
+        change = mean_interval(output)
+        # Over two or three logits a correlation is nearly +1 or -1 by chance, so the mean alone says little.
+        least = change.value if np.isnan(change.low) else change.low
+        if not least <= thresholds.output_at_most:
+            return f"the network's own output hardly changed (correlation {change.value:.2f})"
+    if not ceiling >= thresholds.ceiling_at_least:
         return f"uninformative: two calls on the same network agree to {ceiling:.2f} only"
-    if np.isnan(shift) or np.isnan(random):
-        return "the level of chance is unknown: a floor has no defined value (it needs two draws)"
-    return ""
+    return "the level of chance is unknown: a floor has no defined value (it needs two draws)" if unknown else ""
 
 
-def _judge(r: Interval, above_random: float, draws: int) -> tuple[Verdict, str]:
-    if above_random < CEILING_ABOVE_RANDOM:
-        return "FAIL", "two randomized networks give the same map: it does not depend on parameters"
-    if draws < DRAWS_FOR_VERDICT:
-        return "INCONCLUSIVE", f"{draws} draws, a verdict needs {DRAWS_FOR_VERDICT}"
-    if r.high < PASS_BELOW:
-        return "PASS", f"at most {max(r.high, 0):.0%} of the similarity above chance survives"
-    if r.low > FAIL_ABOVE:
-        return "FAIL", f"at least {r.low:.0%} of the similarity above chance survives"
-    return "INCONCLUSIVE", f"{r.low:.0%} to {r.high:.0%} of the similarity above chance survives"
+def _judge(r: Interval, estimate: _Estimate, thresholds: Thresholds) -> Survival:
+    if r.high < thresholds.pass_below:
+        left = f"at most {max(r.high, 0):.0%} of the similarity above chance survives"
+        reason = f"{left}: necessary for trusting the map, not sufficient"
+        return Survival("PASS", reason, r, estimate.chance(thresholds.pass_below))
+    if r.low > thresholds.fail_above:
+        reason = f"at least {r.low:.0%} of the similarity above chance survives"
+        return Survival("FAIL", reason, r, estimate.chance(thresholds.fail_above))
+    return Survival("INCONCLUSIVE", f"{r.low:.0%} to {r.high:.0%} of the similarity above chance survives", r)
 
 
-def _ratio_interval(numerator: Values, denominator: Values) -> Interval:
-    """The ratio of two means, with the interval of the mean of its linearisation (delta method)."""
+def left_above(
+    test: Values,
+    floor: Float[np.ndarray, "samples floor_draws"],
+    ceiling: Float[np.ndarray, "samples 1"],
+) -> Interval:
+    """The ratio of means (test - floor) / (ceiling - floor) with its interval, the floor averaged for each sample.
+
+    For a test whose floor was measured in other draws than its own, such as a stage of a cascade.
+    """
+    known = ~np.isnan(floor).all(1)
+    each = np.full((len(floor), 1), np.nan)
+    each[known, 0] = np.nanmean(floor[known], 1)
+    above = test - each
+    if np.isnan(above).all() or np.isnan(ceiling - each).all():
+        return NO_INTERVAL
+    return mean_interval(_linearized(above, ceiling - each))
+
+
+def mean_of(values: Values) -> float:
+    """The mean of what is defined; NaN if nothing is."""
+    return float(np.nanmean(values)) if (~np.isnan(values)).any() else np.nan
+
+
+def _linearized(numerator: Values, denominator: Float[np.ndarray, "samples #draws"]) -> Values:
+    """Values whose mean is the ratio of two means, and whose interval is its interval by the delta method."""
     denominator = np.where(np.isnan(numerator), np.nan, denominator)
     scale = np.nanmean(denominator)
     ratio = np.nanmean(numerator) / scale
-    return mean_interval(ratio + (numerator - ratio * denominator) / scale)
+    values: Values = ratio + (numerator - ratio * denominator) / scale
+    return values
 
 
 def _defined(values: Values) -> Float[np.ndarray, "known_samples known_draws"]:

@@ -54,12 +54,17 @@ class DataEntry(_Strict):
 
 
 class ModelEntry(_Strict):
-    """Which model with which weights and head, and on which data if not on the study's."""
+    """Which model with which weights and head, and on which data if not on the study's.
+
+    `recipe` is FILE.py:FUNCTION: `FUNCTION(model, x, y)` trains a new network in place. It makes the weights where none
+    are given, and the networks that tests of randomization compare with (see `harness.recipes`).
+    """
 
     name: str = Field(pattern=NAME)
     source: str
     weights: str | None = None
     head: str | dict[str, Any] = ""
+    recipe: str = ""
     data: str | dict[str, Any] | DataEntry | None = None
     model_seed: int = Field(0, ge=0)
     options: dict[str, Any] = {}

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from harness.series import FIELDS, Series, Stack
-from harness.statistics import mean_interval, median_interval, survival
+from harness.series import FIELDS, UNFINISHED, Stack, commonest, where
+from harness.statistics import DEFAULT, Thresholds, mean_interval, median_interval
+from harness.verdicts import NOTHING, Row, cascade, curve, in_error, sensitivity, verdicts
 
 if TYPE_CHECKING:
     from harness.results import Results
 
-Row = dict[str, Any]
-
 GROUP = ["model", "model_seed", "method", "metric"]
 HEADLINE = [*GROUP, "status", "measure", "statistic", "value", "low", "high", "undefined", "reason"]
-UNFINISHED = ("failed", "missing")
 COSTS = ("maps_forward", "maps_backward", "maps_seconds", "forward", "backward", "seconds")
-NOTHING = np.full((0, 1), np.nan)
+ONE_NUMBER = (None, "full", "random")
+"""The modes of rows that are no part of a cascade or curve."""
 
 
 def summary(stack: Stack) -> Iterator[Row]:
@@ -36,72 +35,30 @@ def summary(stack: Stack) -> Iterator[Row]:
             "samples": values.shape[0],
             "draws": values.shape[1],
             "undefined": int(np.isnan(values).sum()),
-            "reason": _commonest(series.reasons),
+            "reason": commonest(series.reasons),
         }
 
 
 def headlines(stack: Stack) -> Iterator[Row]:
     """One row for each model, method and metric: the metric's headline with its interval, and its status."""
-    status = status_of(stack)
+    status = stack.status
     row = {**stack.labels, "status": status}
     if status == "done":
         info = stack.states[0]
-        found = [s for s in _where(stack.scalars, role="test", measure=info["headline"]) if _unrandomized(s)]
-        found = _where(found, sign="signed") or found
+        found = [
+            s for s in where(stack.scalars, role="test", measure=info["headline"]) if s.labels["mode"] in ONE_NUMBER
+        ]
+        found = where(found, sign="signed") or found
         values, reasons = (found[-1].values, found[-1].reasons) if found else (NOTHING, Counter[str]())
         median = info["summary_statistic"] == "median"
         row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
         row |= asdict(median_interval(values.mean(1)) if median else mean_interval(values))
-        row |= {"undefined": int(np.isnan(values).sum()), "reason": _commonest(reasons)}
+        row |= {"undefined": int(np.isnan(values).sum()), "reason": commonest(reasons)}
     elif status == "not_applicable":
-        row["reason"] = _commonest(Counter(s["reason"] for s in stack.states if s["status"] == status))
+        row["reason"] = commonest(Counter(s["reason"] for s in stack.states if s["status"] == status))
     elif status == "failed":
         row["reason"] = status
     yield row
-
-
-def verdicts(stack: Stack) -> Iterator[Row]:
-    """One row for each model, method and randomization test: what survives full randomization, and the verdict."""
-    tested = [
-        s for s in stack.states if s.get("metric_function") == "parameter_randomization" and s["status"] == "done"
-    ]
-    if not tested or status_of(stack) in UNFINISHED:
-        return
-    expected = (tested[-1]["method_expected"] or {}).get("parameter_randomization", "")
-    changes = [s.values.ravel() for s in _where(stack.scalars, mode="full", measure="output_pearson")]
-    known = np.concatenate([NOTHING[:, 0], *changes])
-    known = known[~np.isnan(known)]
-    output = float(known.mean()) if len(known) else np.nan
-    similar = [s for s in stack.scalars if s.labels["measure"] in ("spearman", "ssim")]
-    names = ("measure", "channels", "sign", "normalization")
-    for key in dict.fromkeys(tuple(s.labels[name] for name in names) for s in similar):
-        view = dict(zip(names, key, strict=True))
-        by_role = dict.fromkeys(("test", "floor_shift", "floor_random", "ceiling_rerun"), NOTHING)
-        by_role |= {s.labels["role"]: s.values for s in _where(similar, **view) if s.labels["mode"] != "top_down"}
-        result = survival(
-            by_role["test"], by_role["floor_shift"], by_role["floor_random"], by_role["ceiling_rerun"], output
-        )
-        yield {
-            **stack.labels,
-            **view,
-            "verdict": result.verdict,
-            "expected": expected,
-            "survival": result.survival.value,
-            "low": result.survival.low,
-            "high": result.survival.high,
-            "similarity": result.similarity,
-            "floor_shift": result.floor_shift,
-            "floor_random": result.floor_random,
-            "ceiling_rerun": result.ceiling,
-            "reason": result.reason,
-        }
-
-
-def cascade(stack: Stack) -> Iterator[Row]:
-    """Signed Spearman correlation with the trained network's map, stage by stage from the output down."""
-    for series in _where(stack.scalars, mode="top_down", measure="spearman", sign="signed"):
-        stage = {name: series.labels[name] for name in ("stage_index", "stage")}
-        yield {**stack.labels, **stage, **asdict(mean_interval(series.values))}
 
 
 def cost(stack: Stack) -> Iterator[Row]:
@@ -146,32 +103,35 @@ def stages(long: pd.DataFrame) -> pd.DataFrame:
     if long.empty:
         return long
     long = long.assign(text=[interval_text(row, ".2f") for _, row in long.iterrows()])
-    wide = long.pivot_table(index=GROUP, columns="stage", values="text", aggfunc="first", sort=False)
-    return wide[list(long.sort_values("stage_index")["stage"].unique())].reset_index().rename_axis(columns=None)
+    wide = long.pivot_table(index=[*GROUP, "mode"], columns="stage", values="text", aggfunc="first", sort=False)
+    in_order = long[long["mode"] == long["mode"].iloc[0]].sort_values("stage_index")["stage"]
+    return wide[list(in_order.unique())].reset_index().rename_axis(columns=None)
 
 
 ROWS: dict[str, Callable[[Stack], Iterator[Row]]] = {
     "headlines": headlines,
-    "verdicts": verdicts,
-    "cascade": cascade,
     "summary": summary,
     "cost": cost,
     "outcomes": outcomes,
 }
 """What a stack adds to a table."""
 
-TABLES = ("leaderboard", "headlines", "verdicts", "cascade", "stages", "summary", "cost")
+TABLES = ("leaderboard", "headlines", "verdicts", "thresholds", "sensitivity", "cascade", "stages", "summary", "cost")
 
 
-def build(stacks: Iterable[Stack]) -> dict[str, pd.DataFrame]:
+def build(stacks: Iterable[Stack], thresholds: Thresholds = DEFAULT) -> dict[str, pd.DataFrame]:
     """Every table in one pass: a stack is read, gives its rows to each table, and is forgotten."""
-    rows: dict[str, list[Row]] = {name: [] for name in ROWS}
+    rows: dict[str, list[Row]] = {name: [] for name in (*ROWS, "verdicts", "cascade")}
     for stack in stacks:
         for name, rows_of_stack in ROWS.items():
             rows[name] += rows_of_stack(stack)
+        rows["verdicts"] += verdicts(stack, thresholds)
+        rows["cascade"] += cascade(stack, thresholds)
     frames = {name: pd.DataFrame(found) for name, found in rows.items()}
     frames["headlines"] = frames["headlines"].reindex(columns=HEADLINE)
     frames["leaderboard"] = leaderboard(frames["headlines"], frames["verdicts"])
+    frames["thresholds"] = curve(frames["verdicts"], thresholds)
+    frames["sensitivity"] = sensitivity(frames["cascade"], thresholds)
     frames["stages"] = stages(frames["cascade"])
     return frames
 
@@ -183,7 +143,8 @@ def write_tables(results: "Results", folder: Path) -> list[Path]:
     for name in TABLES:
         frame = results.table(name)
         frame.to_csv(folder / f"{name}.csv", index=False)
-        (folder / f"{name}.md").write_text(markdown(frame))
+        note = f"\n{in_error(frame)}\n" if name == "verdicts" and len(frame) else ""
+        (folder / f"{name}.md").write_text(markdown(frame) + note)
         written += [folder / f"{name}.csv", folder / f"{name}.md"]
     return written
 
@@ -193,24 +154,6 @@ def markdown(frame: pd.DataFrame) -> str:
     rows = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
     lines = [list(map(str, frame.columns)), ["---"] * len(frame.columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def status_of(stack: Stack) -> str:
-    """What the cells of a stack came to: the worst of them counts."""
-    found = {state["status"] for state in stack.states}
-    return next((status for status in (*UNFINISHED, "not_applicable") if status in found), "done")
-
-
-def _where(series: Iterable[Series], **labels: str | None) -> list[Series]:
-    return [each for each in series if all(each.labels[name] == label for name, label in labels.items())]
-
-
-def _unrandomized(series: Series) -> bool:
-    return series.labels["mode"] in (None, "full")
-
-
-def _commonest(reasons: Counter[str]) -> str:
-    return min(reasons, key=lambda reason: (-reasons[reason], reason), default="")
 
 
 def _cell(row: "pd.Series[Any]") -> str:

@@ -1,11 +1,11 @@
 """Training by recipe, deterministic by seed, cached by everything that it depends on."""
 
-import inspect
 import os
-import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,15 +14,46 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.data import Data
-from harness.digests import digest
 from harness.random import Draws, torch_seeded
-from harness.types import InputError
 
 Progress = Callable[[str, float, str], None]
 """What is being done, the fraction done, and what exactly."""
 
 BATCH_FOR_ACCURACY = 500
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a recipe is told besides the samples: whom it trains, the seed, and whether the labels are permuted."""
+
+    name: str
+    seed: int
+    permuted: bool = False
+
+    @property
+    def title(self) -> str:
+        """What is shown while it goes on."""
+        labels = " on permuted labels" if self.permuted else ""
+        return f"training {self.name}{labels}{f', seed {self.seed}' if self.seed else ''}"
+
+    def seeded(self) -> AbstractContextManager[None]:
+        """Torch's generator as the network's initial parameters and its training want it."""
+        return torch_seeded(self.seed, "initial parameters", self.name, self.permuted)
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """How networks are trained: the `Recipe` of a built-in one, or a function of the user (`harness.recipes`)."""
+
+    @property
+    def title(self) -> str:
+        """What it is called; empty for that of a built-in network."""
+
+    def identity(self, initial: nn.Module) -> object:
+        """What the trained network depends on besides its code, the data and the seed."""
+
+    def fit(self, model: nn.Module, x: Tensor, y: Tensor, lesson: Lesson, progress: Progress) -> nn.Module:
+        """Train a new network on samples [n, ...] and labels [n] as they are; returns it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +75,49 @@ class Recipe:
     rate: float
     shift: float = 0.0
 
+    @property
+    def title(self) -> str:
+        """What it is called: nothing."""
+        return ""
+
+    def identity(self, _initial: nn.Module) -> object:
+        """What the trained network depends on besides its code, the data and the seed."""
+        return asdict(self)
+
+    def fit(
+        self, model: nn.Module, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], lesson: Lesson, progress: Progress
+    ) -> nn.Module:
+        """Train a network in place on the CPU, where these small ones are quick, and return it.
+
+        Args:
+            model: a new network.
+            x: the samples.
+            y: their labels, permuted already if they are to be.
+            lesson: the seed of the order of the samples, and which number of epochs.
+            progress: told after each step.
+        """
+        x, y = x.cpu(), y.cpu()
+        epochs = self.permuted_epochs if lesson.permuted else self.epochs
+        steps = max(len(x) // self.batch, 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.rate, total_steps=epochs * steps)
+        order = Draws.of([lesson.name], lesson.seed, "order of samples", lesson.permuted)
+        moves = Draws.of([lesson.name], lesson.seed, "shifts")
+        furthest = 0 if lesson.permuted else round(self.shift * x.shape[-1])
+        model.train()
+        for epoch in range(epochs):
+            rows = order.permutation(len(x), draw=epoch)[0]
+            by = moves.integers(2 * furthest + 1, len(x), draw=epoch)[0] - furthest
+            for step in range(steps):
+                batch = rows[step * self.batch : (step + 1) * self.batch]
+                optimizer.zero_grad()
+                inputs = shifted(x[batch], by[batch]) if furthest else x[batch]
+                cross_entropy(model(inputs), y[batch]).backward()
+                optimizer.step()
+                schedule.step()
+                progress(lesson.title, (epoch * steps + step + 1) / (epochs * steps), f"epoch {epoch + 1} of {epochs}")
+        return model
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -60,51 +134,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ATTRIBUTION_HARNESS_CACHE") or Path(base) / "attribution-harness")
 
 
-def trained(
-    build: Callable[[], nn.Module],
-    data: Data,
-    recipe: Recipe,
-    *,
-    name: str,
-    seed: int,
-    permuted: bool,
-    progress: Progress,
-) -> Trained:
-    """The network trained by its recipe, from the cache where it has been trained before.
-
-    Args:
-        build: the constructor.
-        data: whose training part to train on, and what to measure the accuracy with.
-        recipe: how.
-        name: shown while training.
-        seed: of the initial parameters, of the order of the samples and of the permutation of the labels.
-        permuted: train on labels that are permuted once among all training samples.
-        progress: told what happens.
-
-    Raises:
-        InputError: the data have no labelled training part.
-    """
-    with torch_seeded("shape"):
-        network = build()
-    code = inspect.getsource(sys.modules[type(network).__module__])
-    key = digest(name, code, str(network), asdict(recipe), data.fingerprint, seed, permuted)
-    path = cache_folder() / "models" / f"{name}-{'permuted' if permuted else 'true'}-{key}.safetensors"
+def kept(path: Path, train: Callable[[], Trained]) -> Trained:
+    """The network in this file, which is trained and written if it is not there; of two writers, one wins whole."""
     if path.exists():
         return _read(path)
-    part = data.train
-    if part is None or part.labels is None or data.labels is None:
-        raise InputError(f"{name}: {data.name} has no labelled training part to train on")
-    x, labels = _readable(part, part.labels)
-    if permuted:
-        labels = labels[Draws.of([name], seed, "permuted labels").permutation(len(labels))[0]]
-    with torch_seeded(seed, "initial parameters", name, permuted):
-        model = build()
-        _fit(model, x, labels, recipe, name, seed, permuted, progress)
-    result = Trained(
-        {key: value.contiguous() for key, value in model.state_dict().items()},
-        accuracy(model, x, labels),
-        accuracy(model, *_readable(data, data.labels)),
-    )
+    result = train()
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     measured = {"train_accuracy": repr(result.train_accuracy), "test_accuracy": repr(result.test_accuracy)}
@@ -113,17 +147,15 @@ def trained(
     return result
 
 
-def _readable(data: Data, labels: Int[Tensor, " all"]) -> tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]:
-    rows, x, _ = data.readable(range(len(data)))
-    return x, labels[torch.tensor(rows)]
-
-
 def accuracy(model: nn.Module, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"]) -> float:
-    """The fraction of samples whose largest logit is their label's, in evaluation mode."""
+    """The fraction of samples whose largest logit is their label's, in evaluation mode, wherever the model is."""
     model.eval()
+    place = next(model.parameters(), x)
+    hits = 0
     with torch.no_grad():
-        batches = zip(x.split(BATCH_FOR_ACCURACY), y.split(BATCH_FOR_ACCURACY), strict=True)
-        return sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches) / len(y)
+        for inputs, labels in zip(x.split(BATCH_FOR_ACCURACY), y.split(BATCH_FOR_ACCURACY), strict=True):
+            hits += int((model(inputs.to(place.device, place.dtype)).argmax(1).cpu() == labels.cpu()).sum())
+    return hits / len(y)
 
 
 def shifted(x: Float[Tensor, "n *shape"], by: Int[Tensor, " n"]) -> Float[Tensor, "n *shape"]:
@@ -131,38 +163,6 @@ def shifted(x: Float[Tensor, "n *shape"], by: Int[Tensor, " n"]) -> Float[Tensor
     length = x.shape[-1]
     source = (torch.arange(length) - by[:, None]) % length
     return x.gather(-1, source.view(len(x), *(1,) * (x.ndim - 2), length).expand_as(x))
-
-
-def _fit(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    recipe: Recipe,
-    name: str,
-    seed: int,
-    permuted: bool,
-    progress: Progress,
-) -> None:
-    epochs = recipe.permuted_epochs if permuted else recipe.epochs
-    steps = len(x) // recipe.batch
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=epochs * steps)
-    order = Draws.of([name], seed, "order of samples", permuted)
-    label = f"training {name}" + (" on permuted labels" if permuted else "")
-    moves = Draws.of([name], seed, "shifts")
-    furthest = 0 if permuted else round(recipe.shift * x.shape[-1])
-    model.train()
-    for epoch in range(epochs):
-        rows = order.permutation(len(x), draw=epoch)[0]
-        by = moves.integers(2 * furthest + 1, len(x), draw=epoch)[0] - furthest
-        for step in range(steps):
-            batch = rows[step * recipe.batch : (step + 1) * recipe.batch]
-            optimizer.zero_grad()
-            inputs = shifted(x[batch], by[batch]) if furthest else x[batch]
-            cross_entropy(model(inputs), y[batch]).backward()
-            optimizer.step()
-            schedule.step()
-            progress(label, (epoch * steps + step + 1) / (epochs * steps), f"epoch {epoch + 1} of {epochs}")
 
 
 def _read(path: Path) -> Trained:

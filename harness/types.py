@@ -11,8 +11,10 @@ from torch import Tensor
 Role = Literal["test", "floor_shift", "floor_random", "floor_other", "ceiling_rerun", "ceiling_retrain"]
 """What a row is for: the test itself, a level that chance would give, or the best that could be reached."""
 
-Mode = Literal["top_down", "bottom_up", "independent", "full", "most_first", "least_first", "random"]
-"""How a network was randomized, or in which order an input was perturbed."""
+Mode = Literal[
+    "top_down", "bottom_up", "independent", "full", "most_first", "least_first", "random", "runner_up", "least_likely"
+]
+"""How a network was randomized, in which order an input was perturbed, or which other class was explained."""
 
 
 Count = Annotated[int, Field(ge=1)]

@@ -6,12 +6,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness.verdicts import in_error
+
 if TYPE_CHECKING:
     from harness.results import Results
 
 COMPLETE_WITHIN = 0.01
 SUBJECT = ["model", "model_seed"]
 WHO = [*SUBJECT, "method"]
+
+STATEMENTS = {
+    "parameter_randomization": (
+        "the map depends on what the network has learnt",
+        "the map survives the randomization of the network",
+        "passes signed, but fails as an absolute map (the input shows through)",
+    ),
+    "random_logit": (
+        "the map depends on the class",
+        "the map stays whatever class is explained",
+        "tells classes apart by sign only",
+    ),
+}
+"""Test -> what a PASS says, what a FAIL says, and what it says if only the signed map passes."""
 
 Subjects = Mapping[tuple[str, int], str]
 
@@ -22,6 +38,7 @@ def conclusion(results: "Results") -> dict[str, str]:
     Of several models a method holds only if it does on each of them; the first line names no others. Controls count
     in the third line only, and only when they come out wrong: the outcome is known beforehand.
     """
+    doubt = in_error(results.table("verdicts"))
     judged = _without_controls(results, results.table("verdicts"))
     long = _without_controls(results, results.table("headlines"))
     subjects = results.subjects
@@ -35,17 +52,21 @@ def conclusion(results: "Results") -> dict[str, str]:
         held.append(_names(subjects, statement, rows[everywhere]))
         partly.append(_names(subjects, f"on some models only: {statement}", rows[~everywhere]))
 
-    if not judged.empty:
-        signed, absolute = _view(judged, "signed"), _view(judged, "absolute")
+    for test, (good, bad, hides) in STATEMENTS.items() if not judged.empty else ():
+        rows = judged[judged["test"] == test]
+        signed, absolute = _view(rows, "signed"), _view(rows, "absolute")
         passed = signed[signed["verdict"] == "PASS"]
-        hold("the map depends on what the network has learnt", passed)
-        survives = signed[signed["verdict"] == "FAIL"]
-        failed.append(_names(subjects, "the map survives the randomization of the network", survives))
+        hold(good, passed)
+        failed.append(_names(subjects, bad, signed[signed["verdict"] == "FAIL"]))
         for word in ("INVALID", "INCONCLUSIVE"):
-            for reason, rows in signed[signed["verdict"] == word].groupby("reason", sort=False):
-                look.append(_names(subjects, f"{word.lower()}, {reason}", rows))
+            for reason, some in signed[signed["verdict"] == word].groupby("reason", sort=False):
+                look.append(_names(subjects, f"{word.lower()} by {test}, {reason}", some))
         hidden = absolute[(absolute["verdict"] == "FAIL") & _among(absolute, passed)]
-        look.append(_names(subjects, "passes signed, but fails as an absolute map (the input shows through)", hidden))
+        look.append(_names(subjects, hides, hidden))
+    if not judged.empty:
+        learnt = _view(judged[judged["test"] == "label_randomization"], "signed")
+        alike = learnt[learnt["low"] > results.thresholds.fail_above]
+        look.append(_names(subjects, "nearly the same for a network that has learnt permuted labels", alike))
     for measure, good, bad in (
         ("relative_residual", "adds up to within 1 %", "does not add up to within 1 %"),
         (
@@ -72,7 +93,7 @@ def conclusion(results: "Results") -> dict[str, str]:
     return {
         "held": _line(held, "nothing was tested that can hold"),
         "did not hold": _line(failed, "nothing that was tested"),
-        "look at": _line([*look, *partly], "the cascade picture and the flipping curves"),
+        "look at": _line([*look, *partly, doubt], "the cascade picture and the flipping curves"),
     }
 
 

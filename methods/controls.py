@@ -12,8 +12,11 @@ from harness.digests import digest
 from harness.random import Draws
 from harness.registry import method
 
+NOTHING_TO_JUDGE = {"parameter_randomization": "INVALID", "random_logit": "INVALID"}
+IGNORES_EVERYTHING = {"parameter_randomization": "FAIL", "random_logit": "FAIL"}
 
-@method(family="control", stochastic=True, expected={"parameter_randomization": "INVALID"})
+
+@method(family="control", stochastic=True, expected=NOTHING_TO_JUDGE)
 def random(
     model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"], *, draws: Draws
 ) -> Float[Tensor, "n *shape"]:
@@ -21,7 +24,7 @@ def random(
     return draws.normal(*x.shape[1:]).to(x.dtype)
 
 
-@method(family="control", needs=("image",), expected={"parameter_randomization": "FAIL"})
+@method(family="control", needs=("image",), expected=IGNORES_EVERYTHING)
 def sobel(model: nn.Module, x: Float[Tensor, "n c h w"], target: Int[Tensor, " n"]) -> Float[Tensor, "n 1 h w"]:
     r"""Edge strength of the mean over channels, $\sqrt{(S_h^2 + S_v^2) / 2}$: ignores the model altogether.
 
@@ -34,7 +37,7 @@ def sobel(model: nn.Module, x: Float[Tensor, "n c h w"], target: Int[Tensor, " n
     return (edges.square().sum(1, keepdim=True) / 2).sqrt()
 
 
-@method(family="control", expected={"parameter_randomization": "FAIL"})
+@method(family="control", expected=IGNORES_EVERYTHING)
 def input_magnitude(
     model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"]
 ) -> Float[Tensor, "n *shape"]:
@@ -42,13 +45,13 @@ def input_magnitude(
     return x.abs()
 
 
-@method(family="control", expected={"parameter_randomization": "INVALID"})
+@method(family="control", expected=NOTHING_TO_JUDGE)
 def constant(model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"]) -> Float[Tensor, "n *shape"]:
     """One everywhere: has no order, so that every ranking metric must say that it is undefined."""
     return torch.ones_like(x)
 
 
-@method(family="control", needs=("spatial",), expected={"parameter_randomization": "FAIL"})
+@method(family="control", needs=("spatial",), expected=IGNORES_EVERYTHING)
 def center_gaussian(
     model: nn.Module, x: Float[Tensor, "n c *axes"], target: Int[Tensor, " n"]
 ) -> Float[Tensor, "n 1 *axes"]:
@@ -63,7 +66,7 @@ def center_gaussian(
     return bell
 
 
-@method(family="control", expected={"parameter_randomization": "PASS"})
+@method(family="control", expected={"parameter_randomization": "PASS", "random_logit": "FAIL"})
 def parameter_noise(
     model: nn.Module, x: Float[Tensor, "n *shape"], target: Int[Tensor, " n"]
 ) -> Float[Tensor, "n *shape"]:

@@ -2,16 +2,26 @@
 
 from harness.metrics import (
     completeness,
+    cosine_convergence,
+    implementation_invariance,
+    input_invariance,
     label_randomization,
     occlusion_faithfulness,
     parameter_randomization,
     pixel_flipping,
+    random_logit,
+    randomization_descriptors,
 )
 
 __all__ = [
     "completeness",
+    "cosine_convergence",
+    "implementation_invariance",
+    "input_invariance",
     "label_randomization",
     "occlusion_faithfulness",
     "parameter_randomization",
     "pixel_flipping",
+    "random_logit",
+    "randomization_descriptors",
 ]

@@ -2,38 +2,87 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.case import Block, Case
+from harness.case import Block, Case, counted
+from harness.metrics.similarity import pearson
 
 BatchNormPolicy = Literal["keep", "reset", "recalibrate"]
+CascadeMode = Literal["top_down", "bottom_up", "independent"]
 BATCH = 256
 
 
-def top_down(case: Case, draw: int, batch_norm: BatchNormPolicy) -> Iterator[tuple[int, str, nn.Module]]:
-    """Stage k: the last k blocks hold the twin's parameters, the others the trained ones.
+@dataclass(frozen=True)
+class Randomization:
+    """How networks are randomized.
 
-    Yields:
-        (k, name of the block that was randomized last, network). The last stage is fully randomized. The network
-        is good until the next one is asked for.
+    Attributes:
+        batch_norm: in randomized blocks running statistics are kept, reset to those of a new network, or estimated
+            again. All other blocks keep theirs.
+        fresh: whether every stage of a cascade has a twin of its own; else a block that is randomized in one stage
+            keeps these parameters in the next.
     """
-    twin, current = case.twin(draw), copy.deepcopy(case.model)
+
+    batch_norm: BatchNormPolicy = "recalibrate"
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A randomized network, good until the next one is asked for.
+
+    Attributes:
+        mode: `full`, or the kind of cascade.
+        index: how many blocks are randomized; in mode `independent`, which one, counted from the output.
+        name: of the block that was randomized last; `all` in mode `full`.
+        draw: of the twin.
+        model: the network.
+        key: says which network it is, whatever is explained with it.
+    """
+
+    mode: Literal["full", "top_down", "bottom_up", "independent"]
+    index: int
+    name: str
+    draw: int
+    model: nn.Module
+    key: tuple[object, ...]
+
+
+def cascade(case: Case, mode: CascadeMode, draw: int, how: Randomization) -> Iterator[Stage]:
+    """The stages of a cascade, one for each block.
+
+    `top_down`: stage k randomizes the last k blocks, counted from the output. `bottom_up`: the first k blocks,
+    counted from the input. `independent`: the k-th block from the output and no other.
+    """
     blocks = case.source.blocks
-    for index in range(1, len(blocks) + 1):
-        _copy(blocks[-index], twin, current, batch_norm)
-        yield index, blocks[-index].name, _settled(case, current, blocks[-index:], batch_norm)
+    order = blocks if mode == "bottom_up" else tuple(reversed(blocks))
+    twin, model = case.twin(draw), copy.deepcopy(case.model)
+    for index, block in enumerate(order, 1):
+        fresh, randomized = [block], order[:index]
+        if how.fresh:
+            twin, fresh = case.twin(draw, index), list(randomized)
+        if mode == "independent":
+            model, randomized, fresh = copy.deepcopy(case.model), (block,), [block]
+        for each in fresh:
+            _copy(each, twin, model, how.batch_norm)
+        key = (mode, draw, index, how)
+        yield Stage(mode, index, block.name, draw, _settled(case, model, randomized, how.batch_norm, key), key)
 
 
-def full(case: Case, draw: int, batch_norm: BatchNormPolicy) -> nn.Module:
-    """Every block holds the twin's parameters."""
-    twin, current = case.twin(draw), copy.deepcopy(case.model)
-    for block in case.source.blocks:
-        _copy(block, twin, current, batch_norm)
-    return _settled(case, current, case.source.blocks, batch_norm)
+def full(case: Case, draw: int, how: Randomization) -> Stage:
+    """Every block holds the twin's parameters; without `fresh`, the last stage of `top_down` and of `bottom_up`."""
+    blocks = case.source.blocks
+    twin, model = case.twin(draw), copy.deepcopy(case.model)
+    for block in blocks:
+        _copy(block, twin, model, how.batch_norm)
+    key = ("full", draw, len(blocks), how)
+    return Stage("full", len(blocks), "all", draw, _settled(case, model, blocks, how.batch_norm, key), key)
 
 
 def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNormPolicy) -> None:
@@ -45,24 +94,66 @@ def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNorm
             ours[name].copy_(theirs[name])
 
 
-def _settled(case: Case, model: nn.Module, randomized: Sequence[Block], batch_norm: BatchNormPolicy) -> nn.Module:
-    """The network, with batch-norm statistics in the randomized blocks that fit its new activations if so wanted.
-
-    The other blocks keep theirs: their inputs have not changed, and neither may their outputs.
-    """
+def _settled(
+    case: Case, model: nn.Module, randomized: Sequence[Block], batch_norm: BatchNormPolicy, key: tuple[object, ...]
+) -> nn.Module:
+    """The network, with batch-norm statistics in the randomized blocks that fit its new activations if so wanted."""
     owners = dict.fromkeys(name.rpartition(".")[0] for block in randomized for name in block.buffers)
     norms = [module for module in map(model.get_submodule, owners) if isinstance(module, _BatchNorm)]
     if batch_norm == "recalibrate" and norms:
-        momenta = [module.momentum for module in norms]
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # the plain average over all batches
-            module.train()
-        with torch.no_grad():
-            # Nearly equal batches, because each counts the same; clones, because a model may write in place.
-            for inputs in case.source.calibration.tensor_split(-(-len(case.source.calibration) // BATCH)):
-                model(inputs.clone())
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-            module.eval()
+        # The same for every method and every block of samples, and often dearer than the maps themselves.
+        known = case.source.shared.get(("statistics", *key))
+        if known is None:
+            _estimate(case, model, norms)
+            buffers = [{name: b.clone() for name, b in norm.named_buffers()} for norm in norms]
+            case.source.shared["statistics", *key] = buffers
+        else:
+            for norm, buffers in zip(norms, known, strict=True):
+                norm.load_state_dict(buffers, strict=False)
     return model
+
+
+def _estimate(case: Case, model: nn.Module, norms: Sequence[_BatchNorm]) -> None:
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the plain average over all batches
+        module.train()
+    inputs = case.source.calibration
+    with torch.no_grad(), counted(model, case.passes):
+        # Nearly equal batches, because each counts the same; clones, because a model may write in place.
+        for batch in inputs.tensor_split(-(-len(inputs) // BATCH)):
+            model(batch.clone())
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+        module.eval()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a randomized network does with the samples of a case.
+
+    Attributes:
+        pearson: the correlation of its logits with the trained network's, over classes; NaN where either is constant.
+        kept: whether the predicted class is the same.
+        predicted: the class.
+    """
+
+    pearson: Float[Tensor, " n"]
+    kept: Bool[Tensor, " n"]
+    predicted: Int[Tensor, " n"]
+
+
+def output_of(case: Case, stage: Stage) -> Output:
+    """How the randomized network's output differs from the trained one's: asked for by every method, computed once."""
+    samples, known = case.source.shared.get("outputs", ((), {}))
+    if samples != tuple(case.samples):
+        # Those of the last block only, so that memory does not grow with the samples.
+        known = {"trained": case.logits(case.x)}
+        case.source.shared["outputs"] = (tuple(case.samples), known)
+    if stage.key not in known:
+        trained, logits = known["trained"], case.logits(case.x, stage.model)
+        predicted = logits.argmax(1)
+        known[stage.key] = Output(pearson(trained, logits), predicted == trained.argmax(1), predicted)
+    output: Output = known[stage.key]
+    return output

@@ -1,49 +1,133 @@
 """The comparisons of two batches of maps that the randomization tests report, as scores."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from harness.metrics.preprocessing import (
     Channels,
     degenerate,
     first_reason,
+    min_max,
     percentile_clip,
     reduce_channels,
     undefined_as_nan,
 )
-from harness.metrics.similarity import spearman, ssim
+from harness.metrics.similarity import Prepared, centred, largest, ranked, vectors
+from harness.metrics.structure import LEAST_SIDE, WINDOW, Descriptors, descriptors, windows
 from harness.types import Score
 
-SSIM_WINDOW = 11
+Measure = Literal["spearman", "pearson", "cosine", "ssim", "hog", "top_k"]
+MEASURES: tuple[Measure, ...] = ("spearman", "ssim", "hog")
 VIEWS: tuple[tuple[Channels, str], ...] = (("sum", "signed"), ("abs_sum", "absolute"))
+FRACTION = 0.1
+"""Of the positions, whose largest values `top_k` compares."""
+
+Reasons = dict[str, Bool[Tensor, " n"]]
 
 
-def compare(a: Float[Tensor, "n *shape"], b: Float[Tensor, "n *shape"], **labels: Any) -> Iterator[Score]:
-    """Spearman of signed and of absolute maps, and SSIM of absolute ones clipped at their 99th percentile.
+@dataclass(frozen=True)
+class Part:
+    """What one measure compares of a batch of maps, in one view of them.
 
-    SSIM is for images of at least 11 pixels a side; other maps get the rank correlations only. A pair in which
-    a map is constant or not finite has no similarity: NaN with the reason.
+    Attributes:
+        measure: what will be computed.
+        channels: see `Score`.
+        sign: see `Score`.
+        normalization: see `Score`.
+        prepared: the maps.
+        undefined: reason -> the maps that have no similarity to any in this view.
+    """
+
+    measure: Measure
+    channels: Channels
+    sign: str
+    normalization: str
+    prepared: Prepared
+    undefined: Reasons
+
+    def reasons(self, whose: str) -> Reasons:
+        """Why maps have no similarity to any, also those that lie in what was prepared."""
+        if not isinstance(self.prepared, Descriptors):
+            return self.undefined
+        return self.undefined | {f"constant HOG descriptor ({whose})": self.prepared.squares.isnan()}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch of maps with everything that can be computed of it once, however often it is compared.
+
+    Attributes:
+        parts: one for each measure and view.
+        axes: the shape of the positions of a map.
+        whose: the maps, named in reasons.
+    """
+
+    parts: tuple[Part, ...]
+    axes: tuple[int, ...]
+    whose: str
+
+    def shifted(self, words: Float[Tensor, "n axes"]) -> "Ready":
+        """What `ready` makes of the `shifted` maps, for the rank measures at the price of a look-up."""
+        index = torus_index(self.axes, words)
+        return replace(self, parts=tuple(replace(part, prepared=part.prepared.moved(index)) for part in self.parts))
+
+    def rolled(self) -> "Ready":
+        """The map of another sample in the place of each: that of the one before. A batch of one has none."""
+        return replace(self, parts=tuple(_rolled(part) for part in self.parts))
+
+
+def ready(maps: Float[Tensor, "n *shape"], whose: str, measures: Sequence[Measure] = MEASURES) -> Ready:
+    """Everything that can be computed of a batch of maps before it is compared with others.
+
+    Spearman, Pearson, cosine and top_k (the largest tenth) are of the signed and of the absolute maps; SSIM is of
+    absolute ones clipped at their 99th percentile, for images and signals of at least 11 positions an axis; HOG is of
+    signed ones scaled to [0, 1], for images of at least 12 pixels a side. What does not apply is left out.
 
     Args:
-        a: raw maps of the trained network.
-        b: raw maps to compare with.
-        labels: further fields of the scores (role, mode, stage, draw).
+        maps: raw maps [n,c,h,w], [n,c,t] or, for tables, [n,f].
+        whose: the maps, named in reasons.
+        measures: of similarity.
     """
+    parts = []
     for channels, sign in VIEWS:
-        first, second = reduce_channels(a, channels), reduce_channels(b, channels)
-        undefined = first_reason(degenerate(first, "trained network"), degenerate(second, "compared network"))
-        view: dict[str, Any] = {"channels": channels, "sign": sign, "undefined": undefined, **labels}
-        # What a measure does to a broken map is no number of ours; zeros in, NaN out.
-        first, second = first.nan_to_num(0, 0, 0), second.nan_to_num(0, 0, 0)
-        values = undefined_as_nan(spearman(first, second), undefined)
-        yield Score("spearman", values, normalization="none", **view)
-        if sign == "absolute" and first.ndim == 3 and min(first.shape[1:]) >= SSIM_WINDOW:
-            values = ssim(percentile_clip(first), percentile_clip(second), data_range=1.0)
-            yield Score("ssim", undefined_as_nan(values, undefined), normalization="percentile_clip", **view)
+        values = reduce_channels(maps, channels)
+        undefined = first_reason(degenerate(values, whose))
+        if undefined:
+            # What a measure does to a broken map is no number of ours; zeros in, NaN out.
+            values = values.nan_to_num(0, 0, 0)
+        for measure in measures:
+            for normalization, prepared in _prepared(measure, sign, values, table=maps.ndim == 2):
+                parts.append(Part(measure, channels, sign, normalization, prepared, undefined))
+    return Ready(tuple(parts), tuple(values.shape[1:]), whose)
+
+
+def compare(a: Ready, b: Ready, **labels: Any) -> Iterator[Score]:
+    """The similarities of each pair, in the measures that both were made ready for.
+
+    A pair in which a map is constant or not finite has no similarity: NaN with the reason.
+
+    Args:
+        a: maps, of the trained network for example.
+        b: as many maps of the same shape, for the same measures.
+        labels: further fields of the scores (role, mode, stage, draw).
+
+    Raises:
+        ValueError: they were made ready for different measures or shapes.
+    """
+    ours, theirs = ([(part.measure, part.sign) for part in side.parts] for side in (a, b))
+    if (ours, a.axes) != (theirs, b.axes):
+        raise ValueError(f"expected maps {a.axes} made ready for {ours}, got {b.axes} for {theirs}")
+    for first, second in zip(a.parts, b.parts, strict=True):
+        undefined = first_reason(first.reasons(a.whose), second.reasons(b.whose))
+        values = undefined_as_nan(first.prepared.similarity(second.prepared), undefined)
+        view: dict[str, Any] = {"channels": first.channels, "sign": first.sign, "normalization": first.normalization}
+        yield Score(first.measure, values, undefined, **view, **labels)
 
 
 def shifted(maps: Float[Tensor, "n *shape"], words: Float[Tensor, "n axes"]) -> Float[Tensor, "n *shape"]:
@@ -56,11 +140,45 @@ def shifted(maps: Float[Tensor, "n *shape"], words: Float[Tensor, "n axes"]) -> 
         maps: [n,c,h,w], [n,c,t] or, for tables, [n,f].
         words: uniform numbers in (0, 1), one for each position axis.
     """
-    start = 2 if maps.ndim > 2 else 1
-    for axis, word in zip(range(start, maps.ndim), words.unbind(1), strict=True):
-        size = maps.shape[axis]
+    axes = maps.shape[2:] or maps.shape[1:]
+    flat = maps.reshape(len(maps), -1, prod(axes))
+    index = torus_index(tuple(axes), words)[:, None].expand_as(flat)
+    return flat.gather(2, index).view_as(maps)
+
+
+def torus_index(axes: tuple[int, ...], words: Float[Tensor, "n axes"]) -> Int[Tensor, "n d"]:
+    """For each position of the `shifted` maps, in one row, the position that its value comes from."""
+    index = torch.zeros(len(words), 1, dtype=torch.long, device=words.device)
+    for size, word in zip(axes, words.unbind(1), strict=True):
         offset = 1 + (word * (size - 1)).long().clamp(max=max(size - 2, 0))
-        index = (torch.arange(size, device=maps.device) - offset[:, None]) % size
-        index = index.view(len(maps), *(size if a == axis else 1 for a in range(1, maps.ndim)))
-        maps = maps.gather(axis, index.expand_as(maps))
-    return maps
+        line = (torch.arange(size, device=words.device) - offset[:, None]) % size
+        index = (index[:, :, None] * size + line[:, None]).flatten(1)
+    return index
+
+
+def _prepared(
+    measure: Measure, sign: str, values: Float[Tensor, "n *axes"], table: bool
+) -> Iterator[tuple[str, Prepared]]:
+    """Normalization and prepared maps, or nothing where the measure does not apply to this view."""
+    images, least = values.ndim == 3, min(values.shape[1:])
+    match measure:
+        case "spearman":
+            yield "none", ranked(values)
+        case "pearson":
+            yield "none", centred(values)
+        case "cosine":
+            yield "none", vectors(values)
+        case "top_k":
+            yield "none", largest(values, FRACTION)
+        case "ssim" if sign == "absolute" and not table and least >= WINDOW:
+            yield "percentile_clip", windows(percentile_clip(values), data_range=1.0)
+        case "hog" if sign == "signed" and images and least >= LEAST_SIDE:
+            yield "min_max", descriptors(min_max(values))
+
+
+def _rolled(part: Part) -> Part:
+    undefined = {reason: where.roll(1, 0) for reason, where in part.undefined.items()}
+    everywhere = part.prepared.everywhere()
+    if len(everywhere) == 1:
+        undefined["no other sample"] = everywhere
+    return replace(part, prepared=part.prepared.rolled(), undefined=first_reason(undefined))

@@ -25,18 +25,31 @@ def percentile_clip(maps: Float[Tensor, "n *axes"], percentile: float = 99.0) ->
     Clipping makes ties among the largest values, so rank measures must not be computed on the result.
     """
     flat = maps.flatten(1)
-    top = flat.quantile(percentile / 100, dim=1, keepdim=True)
+    # Linear interpolation between order statistics, as torch and numpy do; the largest ones are enough.
+    place = percentile / 100 * (flat.shape[1] - 1)
+    below, share = int(place), place - int(place)
+    largest = flat.topk(flat.shape[1] - below, dim=1).values
+    top = largest[:, -1:].lerp(largest[:, -2:-1], share) if share else largest[:, -1:]
     # A map with fewer non-zero values than the percentile leaves is scaled by its largest one.
     top = torch.where(top > 0, top, flat.amax(1, keepdim=True))
     scaled = (flat / top.clamp(min=torch.finfo(maps.dtype).tiny)).clamp(max=1)
     return scaled.view_as(maps)
 
 
+def min_max(maps: Float[Tensor, "n *axes"]) -> Float[Tensor, "n *axes"]:
+    """Scale maps to [0, 1] by their own smallest and largest value; constant maps become zero."""
+    flat = maps.flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    span = (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
+    return ((flat - low) / span).view_as(maps)
+
+
 def degenerate(maps: Float[Tensor, "n *axes"], name: str = "") -> dict[str, Bool[Tensor, " n"]]:
     """Reason -> the maps it holds for: not finite, or the same value everywhere (no order, no variance)."""
     flat = maps.flatten(1)
-    broken = ~flat.isfinite().all(1)
-    flat_everywhere = ~broken & (flat.amax(1) == flat.amin(1))
+    low, high = flat.amin(1), flat.amax(1)  # not a number where one value is not
+    broken = ~(low.isfinite() & high.isfinite())
+    flat_everywhere = ~broken & (low == high)
     suffix = f" ({name})" if name else ""
     return {f"not finite{suffix}": broken, f"constant map{suffix}": flat_everywhere}
 

@@ -12,7 +12,7 @@ import pytest
 
 import harness
 from harness import METHODS, METRICS
-from harness.plan import NEEDS
+from harness.plan import NEEDS, USES
 
 ROOT = Path(__file__).parents[1]
 GROUND = {"registry", "types", "random", "space", "case", "remarks", "digests"}
@@ -88,6 +88,8 @@ def test_every_need_is_known_and_every_entry_documented():
     for entry in ours(METHODS) + ours(METRICS):
         assert set(entry.needs) <= set(NEEDS), entry.name
         assert len(entry.summary) > 20, entry.name
+    for entry in ours(METRICS):
+        assert set(entry.uses) <= set(USES), entry.name
     for entry in ours(METHODS):
         assert set(entry.expected) <= set(METRICS), entry.name
 
@@ -101,7 +103,7 @@ def test_every_metric_names_a_headline_that_it_yields():
     for entry in ours(METRICS):
         name = entry.name
         if name == "label_randomization":
-            continue  # needs a partner; tests/test_randomization.py has one
+            continue  # needs a partner; tests/test_label_randomization.py has one
         options = {"full_draws": 2, "cascade_draws": 0} if name == "parameter_randomization" else {}
         options |= {"fill": "black"} if "fill" in entry.options else {}
         frame = rows(

@@ -9,11 +9,8 @@ from torchvision.models import VisionTransformer, mobilenet_v2
 
 from cases import Functional, case_of, network, rows, values
 from harness.blocks import blocks_of
-from harness.data.bundled import mnist_5k
-from harness.metrics.cascade import full, top_down
-from harness.metrics.comparison import compare
-from harness.models.loaded import LoadedModel, _invalid
-from harness.training import Trained
+from harness.metrics.cascade import Randomization, full
+from harness.models.loaded import LoadedModel
 from harness.twins import twin_note, twin_of
 
 
@@ -83,28 +80,6 @@ def test_the_parameters_inside_an_attention_layer_join_the_layer_that_is_called(
     assert owner["class_token"] == "parameters"
 
 
-@pytest.mark.parametrize("constructor", [True, False])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_full_randomization_changes_every_drawn_parameter_and_never_the_trained_network(name, constructor):
-    model, build, x = built(name)
-    before = copy.deepcopy(model.state_dict())
-    case = case_of(model, x, torch.zeros(len(x), dtype=torch.int64), "gradient", build=build if constructor else None)
-    random = full(case, 0, "reset")
-    trained, drawn = dict(model.named_parameters()), dict(random.named_parameters())
-    for key, parameter in drawn.items():
-        if parameter.unique().numel() > 1:
-            assert not torch.equal(parameter, trained[key]), key
-        else:  # an initializer's constant: biases, batch-norm scales
-            assert parameter.flatten()[0].item() in (0, 1), key
-    shapes = {}
-    for key, parameter in drawn.items():
-        if parameter.unique().numel() > 1:
-            for other in shapes.setdefault(parameter.shape, []):
-                assert not torch.equal(parameter, other), key
-            shapes[parameter.shape].append(parameter)
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-
-
 def test_twins_are_a_function_of_seed_architecture_and_draw_alone():
     model, build, x = built("functional")
     other = copy.deepcopy(model)
@@ -140,33 +115,6 @@ def test_without_a_constructor_raw_parameters_are_shuffled_and_the_record_says_s
     assert twin_note(model, Token) == "twins by constructor"
 
 
-def test_a_cascade_randomizes_one_block_more_at_each_stage():
-    model, build, x = built("functional")
-    case = case_of(model, x, torch.zeros(4, dtype=torch.int64), "gradient", build=build)
-    trained, stages = model.state_dict(), []
-    for index, name, network_ in top_down(case, 0, "keep"):
-        changed = {k for k, p in network_.named_parameters() if not torch.equal(p, trained[k])}
-        stages.append((index, name, {k.partition(".")[0] for k in changed}))
-    assert [(i, n) for i, n, _ in stages] == [(1, "head"), (2, "block"), (3, "stem")]
-    assert [changed for _, _, changed in stages] == [{"head"}, {"head", "block"}, {"head", "block", "stem", "norm"}]
-
-
-@pytest.mark.parametrize("policy", ["keep", "reset", "recalibrate"])
-def test_batch_norm_statistics_follow_the_policy(policy):
-    model, x, _ = network("functional", n=64)
-    case = case_of(model, x, torch.zeros(64, dtype=torch.int64), "gradient", build=Functional)
-    random = full(case, 0, policy)
-    assert not any(module.training for module in random.modules())
-    if policy == "keep":
-        torch.testing.assert_close(random.norm.running_mean, model.norm.running_mean, rtol=0, atol=0)
-    elif policy == "reset":
-        torch.testing.assert_close(random.norm.running_var, torch.ones(6))
-    else:
-        inside = random.stem(x)
-        torch.testing.assert_close(random.norm.running_mean, inside.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(random.norm.running_var, inside.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
-
-
 def parameter_rows(name, n=24, **options):
     model, x, target = network("functional", n=n)
     x = torch.rand(n, 2, 14, 14, generator=torch.Generator().manual_seed(0))
@@ -195,7 +143,8 @@ def test_a_constant_map_is_undefined_with_its_reason():
     frame = parameter_rows("constant")
     similar = frame[frame["measure"].isin(["spearman", "ssim"])]
     assert similar["value"].isna().all()
-    assert set(similar["reason"]) == {"constant map (trained network)"}
+    assert set(similar["reason"]) == {"constant map (trained network)", "constant map (compared network)"}
+    assert set(similar.loc[similar["role"] == "test", "reason"]) == {"constant map (trained network)"}
 
 
 def test_the_gradient_of_a_linear_model_has_the_null_distribution_of_random_weights():
@@ -238,44 +187,53 @@ def test_values_do_not_depend_on_batch_mates():
     options = {"full_draws": 2, "cascade_draws": 1}
     first = rows(whole, "parameter_randomization", **options)
     second = rows(part, "parameter_randomization", **options)
+    # By its definition this level alone compares samples with each other.
+    first, second = (frame[frame["role"] != "floor_other"] for frame in (first, second))
     first = first[first["sample"].isin(["s2", "s3"])]
     assert list(first["measure"]) == list(second["measure"])
     torch.testing.assert_close(torch.tensor(first["value"].to_numpy()), torch.tensor(second["value"].to_numpy()))
 
 
-def test_a_partner_that_did_not_memorize_makes_the_test_invalid_not_failed():
-    from harness.case import Partner
-
-    model, x, target = network("functional")
-    for invalid in ("", "the partner memorized 80.0% of its permuted labels, needs 95%"):
-        case = case_of(model, x, target, "gradient", build=Functional)
-        case.source.__dict__["_partner"] = Partner(network("functional")[0], 0.8, 0.1, invalid)
-        frame = rows(case, "label_randomization")
-        similarity = frame[frame["measure"].isin(["spearman", "ssim"])]
-        assert similarity["value"].isna().all() == bool(invalid)
-        if invalid:
-            assert set(similarity["reason"]) == {f"invalid: {invalid}"}
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_a_constructor_every_drawn_parameter_is_drawn_again_too(name):
+    model, _, x = built(name)
+    case = case_of(model, x, torch.zeros(len(x), dtype=torch.int64), "gradient")
+    random, trained = full(case, 0, Randomization("reset")).model, dict(model.named_parameters())
+    for key, parameter in random.named_parameters():
+        if parameter.unique().numel() > 1:
+            assert not torch.equal(parameter, trained[key]), key
         else:
-            assert (similarity["value"] > 0.999).all()
-        assert values(frame, "partner_train_accuracy").tolist() == [0.8]
+            assert parameter.flatten()[0].item() in (0, 1), key
 
 
-def test_comparison_reports_signed_and_absolute_maps_apart():
-    maps = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    by_sign = {(s.measure, s.sign): s.values for s in compare(maps, -maps)}
-    torch.testing.assert_close(by_sign["spearman", "signed"], torch.full((3,), -1.0, dtype=torch.float64))
-    assert (by_sign["spearman", "absolute"] == 1).all()
-    assert (by_sign["ssim", "absolute"] == 1).all()
+def test_the_floor_of_another_sample_is_the_map_of_the_one_before():
+    model, x, target = network("functional", n=5)
+    x = torch.rand(5, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    case = case_of(model, x, target, "gradient", build=Functional)
+    frame = rows(case, "parameter_randomization", full_draws=1, cascade_draws=0)
+    found = values(frame, "spearman", role="floor_other", sign="signed")
+    maps = case.maps.sum(1).flatten(1)
+    for row in range(5):
+        pair = [maps[i].argsort().argsort().double() for i in (row, row - 1)]
+        assert float(found[row]) == pytest.approx(float(torch.corrcoef(torch.stack(pair))[0, 1]), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "invalid"),
-    [
-        (1.0, 0.1, ""),
-        (0.95, 0.069, ""),
-        (0.949, 0.1, "the partner memorized 94.9% of its permuted labels, needs 95%"),
-        (1.0, 0.2, "the partner's test accuracy 20.0% is above chance, 10.0%"),
-    ],
-)
-def test_a_partner_must_have_memorized_and_know_nothing_more(train, test, invalid):
-    assert _invalid(Trained({}, train, test), mnist_5k()) == invalid
+def test_a_single_sample_has_no_other_one():
+    model, x, target = network("functional", n=1)
+    case = case_of(model, x, target, "gradient", build=Functional)
+    frame = rows(case, "parameter_randomization", full_draws=1, cascade_draws=0)
+    other = frame[frame["role"] == "floor_other"]
+    assert other["value"].isna().all()
+    assert set(other["reason"]) == {"no other sample"}
+
+
+def test_where_there_is_a_recipe_a_retrained_network_gives_a_ceiling(monkeypatch):
+    model, x, target = network("functional", n=4)
+    case = case_of(model, x, target, "gradient", build=Functional)
+    assert "ceiling_retrain" not in set(rows(case, "parameter_randomization", full_draws=1, cascade_draws=0)["role"])
+    for retrained, same in ((model, True), (Functional().eval(), False)):
+        monkeypatch.setattr(case.__class__, "retrained", lambda _, network_=retrained: network_)
+        frame = rows(case, "parameter_randomization", full_draws=1, cascade_draws=0)
+        ceiling = values(frame, "spearman", role="ceiling_retrain", sign="signed")
+        assert len(ceiling) == 4
+        assert bool((ceiling == 1).all()) == same

@@ -1,50 +1,31 @@
-"""Similarities and what is done to maps before them: against scipy, scikit-image, numpy and closed forms."""
+"""Similarities of values and what is done to maps before them: against scipy, numpy, counting and closed forms."""
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
-from skimage.metrics import structural_similarity
+from sample_maps import each_map, generator, normal, partner
+from scipy import stats
 
-from harness.metrics.comparison import compare, shifted
-from harness.metrics.preprocessing import degenerate, first_reason, percentile_clip, reduce_channels, undefined_as_nan
-from harness.metrics.similarity import pearson, ranks, spearman, ssim
+from harness.metrics.preprocessing import (
+    degenerate,
+    first_reason,
+    min_max,
+    percentile_clip,
+    reduce_channels,
+    undefined_as_nan,
+)
+from harness.metrics.similarity import cosine, pearson, ranks, spearman, top_k
+from harness.metrics.structure import hog, ssim
 
-MEASURES = {"pearson": pearson, "spearman": spearman, "ssim": lambda a, b: ssim(a, b, data_range=1.0)}
-each_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
-
-
-def tied(*shape, seed=0, values=5):
-    return torch.randint(-2, values - 2, shape, generator=generator(seed)).double()
-
-
-def sobel(n=3, side=28):
-    """Edges of a sparse drawing: mostly zero, many equal values."""
-    drawing = (normal(n, side, side) > 1.5).numpy().astype(np.float32)
-    return torch.tensor(np.array([np.hypot(ndimage.sobel(d, 0), ndimage.sobel(d, 1)) for d in drawing]))
-
-
-MAPS = {
-    "normal": normal(5, 16, 16),
-    "float32": normal(5, 16, 16, dtype=torch.float32),
-    "smooth": torch.tensor(ndimage.gaussian_filter(normal(5, 40, 40).numpy(), (0, 4, 4))),
-    "tied": tied(5, 16, 16),
-    "tied float32": (tied(5, 16, 16) / 3).float(),
-    "mostly zero": normal(5, 28, 28, dtype=torch.float32).relu() * (tied(5, 28, 28) > 1),
-    "tiny": normal(5, 16, 16, dtype=torch.float32) * 1e-38,
-    "huge": normal(5, 16, 16, dtype=torch.float32) * 1e30,
-    "far from zero": normal(5, 16, 16) + 1e6,
-    "sobel": sobel(),
+MEASURES = {
+    "pearson": pearson,
+    "spearman": spearman,
+    "cosine": cosine,
+    "top_k": top_k,
+    "ssim": lambda a, b: ssim(a, b, data_range=1.0),
+    "hog": hog,
 }
-each_map = pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
+each_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 
 
 @each_map
@@ -62,35 +43,77 @@ def test_ranks_of_short_rows(row):
 @pytest.mark.parametrize(("measure", "reference"), [(pearson, stats.pearsonr), (spearman, stats.spearmanr)])
 def test_correlations_agree_with_scipy(maps, measure, reference):
     # scipy works in the precision it is given, and we in float64.
-    other = normal(*maps.shape, seed=1) + (maps / maps.abs().max()).double()
-    expected = [reference(a.double().numpy().ravel(), b.numpy().ravel())[0] for a, b in zip(maps, other, strict=True)]
+    pairs = [(a.double().numpy().ravel(), b.double().numpy().ravel()) for a, b in zip(maps, partner(maps), strict=True)]
+    expected = torch.tensor([reference(a, b)[0] for a, b in pairs])
     tolerance = 1e-8 if maps.double().mean() > 1e5 and measure is pearson else 1e-10
-    torch.testing.assert_close(measure(maps, other), torch.tensor(expected), rtol=0, atol=tolerance)
+    torch.testing.assert_close(measure(maps, partner(maps)), expected, rtol=0, atol=tolerance)
+
+
+@each_map
+def test_cosine_agrees_with_its_definition(maps):
+    other = partner(maps)
+    expected = [
+        np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+        for a, b in zip(maps.flatten(1).double().numpy(), other.flatten(1).double().numpy(), strict=True)
+    ]
+    torch.testing.assert_close(cosine(maps, other), torch.tensor(expected), rtol=0, atol=1e-12)
+
+
+def literal_top_k(a, b, fraction):
+    """Places are given away from the largest value down; values that are equal get equal shares."""
+
+    def weights(row):
+        count = max(1, round(fraction * len(row)))
+        left, result = float(count), [0.0] * len(row)
+        for value in sorted(set(row), reverse=True):
+            places = [place for place, other in enumerate(row) if other == value]
+            share = min(1.0, left / len(places))
+            for place in places:
+                result[place] = share
+            left -= share * len(places)
+        return result, count
+
+    (first, count), (second, _) = weights(a), weights(b)
+    return sum(map(min, first, second)) / count
+
+
+@each_map
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 1.0])
+def test_top_k_agrees_with_counting(maps, fraction):
+    other = partner(maps)
+    rows = zip(maps.flatten(1).tolist(), other.flatten(1).tolist(), strict=True)
+    expected = torch.tensor([literal_top_k(a, b, fraction) for a, b in rows], dtype=torch.float64)
+    torch.testing.assert_close(top_k(maps, other, fraction=fraction), expected, rtol=0, atol=1e-12)
+
+
+def test_top_k_of_maps_without_ties_is_the_overlap_of_sets():
+    a, b = normal(6, 20, 20), normal(6, 20, 20, seed=1) + normal(6, 20, 20)
+    largest = [[set(row.topk(40).indices.tolist()) for row in maps.flatten(1)] for maps in (a, b)]
+    expected = [len(first & second) / 40 for first, second in zip(*largest, strict=True)]
+    assert top_k(a, b).tolist() == expected
+    assert top_k(a, -a).tolist() == [0.0] * 6
+
+
+def test_ties_at_the_boundary_share_what_is_left():
+    # Two places: one for 3, and the other for three values of 2.
+    a = torch.tensor([[3.0, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert float(top_k(a, a.flip(1), fraction=0.2)) == 0
+    assert float(top_k(a, a.roll(1, 1), fraction=0.2)) == pytest.approx((1 / 3 + 1 / 3 + 1 / 3) / 2)
+    assert float(top_k(a, torch.zeros_like(a), fraction=0.2)) == pytest.approx((0.2 + 3 * 0.2) / 2)
+
+
+def test_independent_maps_have_their_fraction_of_top_k_in_common():
+    a, b = normal(400, 1000), normal(400, 1000, seed=1)
+    # Hypergeometric: k/d = 0.1, variance (1 - k/d)^2 k/d d/(d - 1) / k.
+    limit = 4 * (0.9**2 / 999 / 400) ** 0.5
+    assert abs(float(top_k(a, b).mean()) - 0.1) < limit
 
 
 @pytest.mark.parametrize("shape", [(4, 30), (4, 3, 17), (4, 5, 6), (4, 3, 5, 6)])
-@pytest.mark.parametrize("measure", [pearson, spearman])
-def test_correlations_take_maps_of_every_shape(shape, measure):
+@pytest.mark.parametrize("measure", [pearson, spearman, cosine, top_k])
+def test_measures_of_values_take_maps_of_every_shape(shape, measure):
     a, b = normal(*shape), normal(*shape, seed=1)
     assert torch.equal(measure(a, b), measure(a.flatten(1), b.flatten(1)))
-
-
-@pytest.mark.parametrize("shape", [(11, 11), (28, 28), (16, 33)])
-@pytest.mark.parametrize("data_range", [1.0, 2.0, 255.0])
-def test_ssim_agrees_with_scikit_image(shape, data_range):
-    a = torch.rand(4, *shape, generator=generator(), dtype=torch.float64) * data_range
-    b = (a + 0.3 * data_range * normal(4, *shape)).clamp(0, data_range)
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": data_range}
-    expected = [structural_similarity(x.numpy(), y.numpy(), **options) for x, y in zip(a, b, strict=True)]
-    torch.testing.assert_close(ssim(a, b, data_range=data_range), torch.tensor(expected), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("sigma", [0.8, 1.5, 2.5])
-def test_the_window_of_ssim_follows_its_sigma(sigma):
-    a, b = torch.rand(2, 1, 30, 30, generator=generator(), dtype=torch.float64)
-    options = {"gaussian_weights": True, "sigma": sigma, "use_sample_covariance": False, "data_range": 1.0}
-    expected = structural_similarity(a[0].numpy(), b[0].numpy(), **options)
-    assert float(ssim(a, b, data_range=1.0, sigma=sigma)) == pytest.approx(expected, abs=1e-10)
 
 
 @each_map
@@ -100,7 +123,7 @@ def test_equal_maps_give_exactly_one(maps, measure):
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("measure", [pearson, spearman])
+@pytest.mark.parametrize("measure", [pearson, spearman, cosine, top_k])
 def test_equal_tables_give_exactly_one_at_every_size(measure, seed):
     maps = normal(50, 2 + 37 * seed, seed=seed, dtype=torch.float32)
     assert torch.equal(measure(maps, maps.clone()), torch.ones(50, dtype=torch.float64))
@@ -134,18 +157,21 @@ def test_reversed_ranks_give_minus_one():
     assert torch.equal(spearman(maps, -maps), minus_one)
     assert torch.equal(spearman(maps, (-maps).exp()), minus_one)
     assert torch.equal(pearson(maps, -maps), minus_one)
+    assert torch.equal(cosine(maps, -maps), minus_one)
 
 
-def test_spearman_is_blind_to_monotone_rescaling_and_pearson_to_affine():
+def test_what_each_measure_is_blind_to():
     a, b = normal(5, 12, 12), normal(5, 12, 12, seed=1)
+    assert torch.equal(top_k(a.exp(), b**3), top_k(a, b))
+    torch.testing.assert_close(cosine(3 * a, b / 7), cosine(a, b), rtol=0, atol=1e-13)
     assert torch.equal(spearman(a.exp(), b**3), spearman(a, b))
     torch.testing.assert_close(pearson(3 * a - 2, b / 7), pearson(a, b), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, -2.5])
-@pytest.mark.parametrize("measure", [pearson, spearman])
+@pytest.mark.parametrize("measure", [pearson, spearman, hog])
 def test_a_constant_map_has_no_correlation(measure, constant):
-    flat, maps = torch.full((3, 6, 7), constant, dtype=torch.float64), normal(3, 6, 7)
+    flat, maps = torch.full((3, 12, 17), constant, dtype=torch.float64), normal(3, 12, 17)
     for pair in ((flat, maps), (maps, flat), (flat, flat)):
         assert measure(*pair).isnan().all()
 
@@ -195,6 +221,24 @@ def test_percentile_clip_scales_a_very_sparse_map_by_its_largest_value_and_leave
     assert torch.equal(percentile_clip(maps), expected)
 
 
+@each_map
+def test_percentile_clip_agrees_with_numpy_in_the_precision_of_the_maps(maps):
+    maps = maps.abs()
+    top = np.percentile(maps.flatten(1).double().numpy(), 99, axis=1).reshape(-1, 1, 1)
+    expected = torch.tensor(np.minimum(maps.double().numpy() / top, 1))
+    rounding = 4 * torch.finfo(maps.dtype).eps
+    torch.testing.assert_close(percentile_clip(maps).double(), expected, rtol=rounding, atol=0)
+
+
+def test_min_max_scales_each_map_by_its_own_ends():
+    maps = torch.stack([normal(6, 7), 5 * normal(6, 7, seed=1) - 3, torch.full((6, 7), 2.0, dtype=torch.float64)])
+    scaled = min_max(maps)
+    for raw, done in zip(maps[:2], scaled[:2], strict=True):
+        torch.testing.assert_close(done, (raw - raw.min()) / (raw.max() - raw.min()), rtol=1e-14, atol=0)
+        assert (float(done.min()), float(done.max())) == (0, 1)
+    assert torch.equal(scaled[2], torch.zeros(6, 7, dtype=torch.float64))
+
+
 def test_degenerate_maps_are_named_once():
     maps = normal(5, 4, 4)
     maps[1], maps[2, 0, 0], maps[3] = 0.5, torch.nan, torch.inf
@@ -223,82 +267,6 @@ def test_each_sample_keeps_its_first_reason_only():
 def test_no_reasons_leave_no_mask():
     assert first_reason() == {}
     assert first_reason({"a": torch.zeros(3, dtype=torch.bool)}) == {}
-
-
-def test_compare_reports_both_signs_and_clips_only_for_ssim():
-    a, b = normal(4, 3, 16, 16), normal(4, 3, 16, 16, seed=1)
-    scores = {(s.measure, s.channels, s.sign, s.normalization): s.values for s in compare(a, b, draw=2)}
-    absolute = a.abs().sum(1), b.abs().sum(1)
-    expected = {
-        ("spearman", "sum", "signed", "none"): spearman(a.sum(1), b.sum(1)),
-        ("spearman", "abs_sum", "absolute", "none"): spearman(*absolute),
-        ("ssim", "abs_sum", "absolute", "percentile_clip"): ssim(*map(percentile_clip, absolute), data_range=1.0),
-    }
-    assert set(scores) == set(expected)
-    for name, values in expected.items():
-        assert torch.equal(scores[name], values), name
-    assert {score.draw for score in compare(a, b, draw=2)} == {2}
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 10, 30), (4, 3, 40), (4, 9)])
-def test_compare_has_no_ssim_of_small_images_signals_and_tables(shape):
-    assert [score.measure for score in compare(normal(*shape), normal(*shape, seed=1))] == ["spearman"] * 2
-
-
-def test_compare_gives_nan_and_one_reason_to_a_pair_with_a_degenerate_map():
-    a, b = normal(5, 2, 12, 12), normal(5, 2, 12, 12, seed=1)
-    a[1], b[1], b[2], a[3] = 0, torch.nan, 0, torch.inf
-    clean = {(s.measure, s.sign): s.values for s in compare(a[[0, 4]], b[[0, 4]])}
-    for score in compare(a, b):
-        assert {reason: where.nonzero().flatten().tolist() for reason, where in score.undefined.items()} == {
-            "constant map (trained network)": [1],
-            "constant map (compared network)": [2],
-            "not finite (trained network)": [3],
-        }
-        assert score.values.isnan().tolist() == [False, True, True, True, False]
-        torch.testing.assert_close(score.values[[0, 4]], clean[score.measure, score.sign], rtol=0, atol=1e-14)
-
-
-SHIFTS = {"image": (6, 3, 5, 7), "signal": (6, 3, 11), "table": (6, 13)}
-
-
-def axes_of(shape):
-    return range(2 if len(shape) > 2 else 1, len(shape))
-
-
-@pytest.mark.parametrize("shape", SHIFTS.values(), ids=SHIFTS)
-@pytest.mark.parametrize("seed", range(5))
-def test_shifted_is_a_roll_on_the_torus_by_the_samples_own_offset(shape, seed):
-    maps, axes = normal(*shape), list(axes_of(shape))
-    words = torch.rand(len(maps), len(axes), generator=generator(seed), dtype=torch.float64)
-    moved = shifted(maps, words)
-    for sample, word in enumerate(words):
-        offsets = [1 + int(w * (shape[axis] - 1)) for w, axis in zip(word.tolist(), axes, strict=True)]
-        rolled = maps[sample].roll(offsets, [axis - 1 for axis in axes])
-        assert torch.equal(moved[sample], rolled)
-    assert torch.equal(moved.flatten(1).sort(1).values, maps.flatten(1).sort(1).values)
-
-
-@pytest.mark.parametrize("shape", SHIFTS.values(), ids=SHIFTS)
-@pytest.mark.parametrize("word", [2.0**-33, 0.5, 1 - 2.0**-33, 1.0])
-def test_no_word_leaves_any_axis_where_it_is(shape, word):
-    # A word just below one is one in float32.
-    axes = list(axes_of(shape))
-    for axis in axes:
-        line = torch.arange(shape[axis], dtype=torch.float64)
-        maps = line.view(-1, *(1,) * (len(shape) - 1 - axis)).expand(shape)
-        for dtype in (torch.float32, torch.float64):
-            moved = shifted(maps, torch.full((len(maps), len(axes)), word, dtype=dtype))
-            assert (moved != maps).all()
-
-
-@pytest.mark.parametrize("size", [2, 5])
-def test_offsets_are_uniform_over_all_but_zero(size):
-    words = torch.rand(20_000, 1, generator=generator(), dtype=torch.float64)
-    moved = shifted(torch.eye(size, dtype=torch.float64)[:1].expand(20_000, -1), words)
-    counts = moved.sum(0)
-    assert float(counts[0]) == 0
-    assert size == 2 or stats.chisquare(counts[1:].numpy()).pvalue > 0.01
 
 
 @pytest.mark.parametrize("size", [5, 30, 784, 1000])

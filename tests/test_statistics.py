@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.statistics import Interval, mean_interval, median_interval, survival
+from harness.statistics import DEFAULT, Interval, Thresholds, left_above, mean_interval, median_interval, survival
 
 NAN = np.nan
 
@@ -155,7 +155,7 @@ FLOOR, CEILING = 0.1, 0.9
 
 
 def similarities(left=0.0, samples=100, draws=10, noise=0.0, ceiling=CEILING, random=FLOOR, output=0.0, undefined=0):
-    """Arguments of `survival` in which the share `left` of the similarity above chance survives."""
+    """What `survival` is told, in which the share `left` of the similarity above chance survives."""
     generator = np.random.default_rng(0)
 
     def around(mean, count):
@@ -164,10 +164,20 @@ def similarities(left=0.0, samples=100, draws=10, noise=0.0, ceiling=CEILING, ra
 
     test = around(FLOOR + left * (ceiling - FLOOR), draws)
     test.flat[:undefined] = NAN
-    return test, around(FLOOR, draws), around(random, draws - 1), np.full((samples, 1), ceiling), output
+    return {
+        "test": test,
+        "floor_shift": around(FLOOR, draws),
+        "ceiling": np.full((samples, 1), ceiling),
+        "floor_random": around(random, draws - 1),
+        "output": np.full((samples, draws), output),
+    }
 
 
-BELOW = r"at most \d+% of the similarity above chance survives"
+def judged(*arguments, thresholds=DEFAULT, **named):
+    return survival(**similarities(*arguments, **named), thresholds=thresholds)
+
+
+BELOW = r"at most \d+% of the similarity above chance survives: necessary for trusting the map, not sufficient"
 ABOVE = r"at least \d+% of the similarity above chance survives"
 BETWEEN = r"\d+% to \d+% of the similarity above chance survives"
 
@@ -182,7 +192,7 @@ BETWEEN = r"\d+% to \d+% of the similarity above chance survives"
     ],
 )
 def test_how_much_survives_decides_the_verdict(left, verdict, reason):
-    result = survival(*similarities(left, noise=0.05))
+    result = judged(left, noise=0.05)
     assert result.verdict == verdict
     assert re.fullmatch(reason, result.reason)
     assert result.survival.value == pytest.approx(left, abs=1e-12)
@@ -191,8 +201,8 @@ def test_how_much_survives_decides_the_verdict(left, verdict, reason):
 
 @pytest.mark.parametrize(("left", "verdict"), [(0.195, "PASS"), (0.505, "FAIL")])
 def test_the_limits_of_the_interval_must_pass_the_thresholds_and_not_its_middle(left, verdict):
-    assert survival(*similarities(left)).verdict == verdict
-    wide = survival(*similarities(left, noise=0.3))
+    assert judged(left).verdict == verdict
+    wide = judged(left, noise=0.3)
     assert wide.verdict == "INCONCLUSIVE"
     assert wide.survival.value == pytest.approx(left, abs=1e-12)
 
@@ -210,8 +220,8 @@ THRESHOLDS = {
 
 @pytest.mark.parametrize(("before", "verdict", "after", "other", "reason"), THRESHOLDS.values(), ids=THRESHOLDS)
 def test_the_verdict_changes_at_each_threshold(before, verdict, after, other, reason):
-    assert survival(*similarities(**before)).verdict == verdict
-    result = survival(*similarities(**after))
+    assert judged(**before).verdict == verdict
+    result = judged(**after)
     assert result.verdict == other
     assert re.fullmatch(reason, result.reason)
 
@@ -231,18 +241,14 @@ def test_the_verdict_changes_at_each_threshold(before, verdict, after, other, re
     ],
 )
 def test_controls_get_the_verdict_that_is_known_beforehand(case, verdict):
-    assert survival(*similarities(**case)).verdict == verdict
+    assert judged(**case).verdict == verdict
 
 
 @pytest.mark.parametrize("missing", ["test", "floor_shift", "floor_random", "ceiling", "output"])
 def test_what_is_unknown_makes_the_verdict_invalid_and_no_number(missing):
-    test, shift, random, ceiling, output = similarities(0.0)
-    given = {"test": test, "floor_shift": shift, "floor_random": random, "ceiling": ceiling}
-    if missing == "output":
-        output = NAN
-    else:
-        given[missing] = np.full_like(given[missing], NAN)
-    result = survival(*given.values(), output)
+    given = similarities(0.0)
+    given[missing] = np.full_like(given[missing], NAN)
+    result = survival(**given)
     assert result.verdict == "INVALID"
     assert np.isnan(limits(result.survival)).all()
 
@@ -252,18 +258,86 @@ def simulated(generator, left, samples=200, draws=10):
     ceiling = 0.6 + 0.4 * generator.random((samples, 1))
     floor = 0.05 * crossed(generator, samples, draws, (0.1, 0.1, 0.8))
     noise = 0.15 * crossed(generator, samples, draws, (0.3, 0.3, 0.4))
-    return floor + left * (ceiling - floor) + noise, floor, floor[:, 1:], ceiling, 0.0
+    return {
+        "test": floor + left * (ceiling - floor) + noise,
+        "floor_shift": floor,
+        "ceiling": ceiling,
+        "floor_random": floor[:, 1:],
+        "output": np.zeros((samples, draws)),
+    }
 
 
 def test_survival_is_a_ratio_of_means_over_what_is_defined_in_both():
-    test, floor, random, ceiling, output = simulated(np.random.default_rng(0), 0.3)
+    given = simulated(np.random.default_rng(0), 0.3)
+    test, floor, ceiling = given["test"], given["floor_shift"], given["ceiling"]
     test[2, 4:] = NAN
-    result = survival(test, floor, random, ceiling, output)
     known = ~np.isnan(test)
     ratio = (test - floor)[known].mean() / (ceiling - floor)[known].mean()
-    assert result.survival.value == pytest.approx(ratio, rel=1e-12)
-    means = result.similarity, result.floor_shift, result.floor_random, result.ceiling
-    assert means == pytest.approx((np.nanmean(test), floor.mean(), random.mean(), ceiling.mean()), rel=1e-12)
+    assert survival(**given).survival.value == pytest.approx(ratio, rel=1e-12)
+
+
+def test_thresholds_are_those_that_are_given():
+    strict, lax = Thresholds(pass_below=0.05, fail_above=0.2), Thresholds(pass_below=0.4, fail_above=0.9)
+    assert [judged(0.3, thresholds=each).verdict for each in (strict, Thresholds(), lax)] == [
+        "FAIL",
+        "INCONCLUSIVE",
+        "PASS",
+    ]
+
+
+def test_without_twins_nothing_is_asked_of_random_networks_and_of_the_output():
+    given = similarities(0.0)
+    del given["floor_random"], given["output"]
+    assert survival(**given).verdict == "PASS"
+    same = similarities(1.0, ceiling=1.0)
+    del same["floor_random"], same["output"]
+    assert survival(**same).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_logits_correlate_by_chance_and_that_does_not_make_a_test_invalid(classes):
+    """Over two logits a correlation is +1 or -1: all samples of a draw mostly share it, and ten signs may lean."""
+    generator = np.random.default_rng(classes)
+    invalid, leaning = 0, 0
+    for _ in range(200):
+        given = similarities(0.0)
+        logits = generator.standard_normal((2, 1, 10, classes))
+        a, b = logits + 0.1 * generator.standard_normal((2, 100, 10, classes))
+        a, b = (v - v.mean(-1, keepdims=True) for v in (a, b))
+        given["output"] = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+        leaning += given["output"].mean() > 0.5
+        invalid += survival(**given).verdict == "INVALID"
+    # Only ten equal signs in ten draws look like an output that did not change.
+    assert invalid < leaning
+    assert invalid <= 0.02 * 200
+    given["output"] = np.ones((100, 10))
+    assert survival(**given).verdict == "INVALID"
+
+
+def test_the_chance_of_a_verdict_is_the_tail_beyond_its_threshold():
+    """With one draw the interval is Student's, and so is the chance: scipy's one-sided test against the threshold."""
+    values = 0.1 * np.random.default_rng(0).standard_normal((50, 1))
+    zeros, ones = np.zeros((50, 1)), np.ones((50, 1))
+    passed = survival(values, zeros, ones, thresholds=Thresholds(draws=1))
+    expected = stats.ttest_1samp(values[:, 0], 0.2, alternative="less").pvalue
+    assert (passed.verdict, passed.chance) == ("PASS", pytest.approx(expected, rel=1e-9))
+    failed = survival(values + 0.6, zeros, ones, thresholds=Thresholds(draws=1))
+    expected = stats.ttest_1samp(values[:, 0] + 0.6, 0.5, alternative="greater").pvalue
+    assert (failed.verdict, failed.chance) == ("FAIL", pytest.approx(expected, rel=1e-9))
+    assert np.isnan(survival(values + 0.3, zeros, ones, thresholds=Thresholds(draws=1)).chance)
+
+
+def test_what_is_left_above_a_floor_of_other_draws_is_a_ratio_of_means():
+    generator = np.random.default_rng(0)
+    floor, ceiling = 0.1 + 0.05 * generator.standard_normal((60, 10)), np.full((60, 1), 0.9)
+    each = floor.mean(1, keepdims=True)
+    for left in (0.0, 0.4, 1.0):
+        test = each + left * (ceiling - each) + np.zeros((1, 3))
+        assert limits(left_above(test, floor, ceiling)) == pytest.approx((left, left, left), abs=1e-9)
+    test = 0.5 + 0.1 * generator.standard_normal((60, 3))
+    expected = (test - each).mean() / (ceiling - each).mean()
+    assert left_above(test, floor, ceiling).value == pytest.approx(expected, rel=1e-12)
+    assert np.isnan(left_above(np.full((60, 3), NAN), floor, ceiling).value)
 
 
 def test_verdicts_are_calibrated():
@@ -271,7 +345,7 @@ def test_verdicts_are_calibrated():
     generator = np.random.default_rng(4)
     runs, covered, counts = 300, 0, {}
     for left in (0.0, 0.2, 0.35, 0.5, 1.0):
-        results = [survival(*simulated(generator, left)) for _ in range(runs)]
+        results = [survival(**simulated(generator, left)) for _ in range(runs)]
         covered += sum(holds(result.survival, left) for result in results)
         counts[left] = {v: sum(r.verdict == v for r in results) / runs for v in ("PASS", "FAIL", "INCONCLUSIVE")}
     assert 0.92 < covered / (5 * runs) < 0.99

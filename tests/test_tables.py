@@ -46,6 +46,7 @@ def randomization(n, generator, left=0.2):
         for draw, stage in itertools.product(range(3), range(1, 5)):
             where = {"mode": "top_down", "stage": f"conv{stage}", "stage_index": stage, "draw": draw}
             yield Score(measure, noise(n, generator, stage / 10), **where, **view)
+        yield Score(measure, noise(n, generator, 0.05), role="floor_other", stage="trained", stage_index=0, **view)
     for draw in range(10):
         where = {"mode": "full", "stage": "all", "stage_index": 4, "draw": draw}
         yield Score("output_pearson", noise(n, generator, 0.1), **where)
@@ -179,7 +180,7 @@ def test_headlines_and_the_cascade_are_those_of_all_rows_at_once(results):
             headlines.append(row | dict(zip(LIMITS, astuple(interval), strict=True)))
     same(results.table("cascade"), pd.DataFrame(cascade)[[*KIND[:4], *LIMITS, "stage"]])
     same(results.table("headlines"), pd.DataFrame(headlines)[[*KIND[:4], *LIMITS, "measure"]])
-    assert list(results.table("stages").columns[4:]) == ["conv1", "conv2", "conv3", "conv4"]
+    assert list(results.table("stages").columns[5:]) == ["conv1", "conv2", "conv3", "conv4"]
 
 
 def test_verdicts_are_those_of_all_rows_at_once(results):
@@ -188,12 +189,21 @@ def test_verdicts_are_those_of_all_rows_at_once(results):
     records = results.records
     for _, row in frame.iterrows():
         rows = records[(records["method"] == row["method"]) & (records["metric"] == row["metric"])]
-        output = rows.loc[rows["measure"] == "output_pearson", "value"].mean()
+        output = whole(rows[rows["measure"] == "output_pearson"])
         rows = rows[(rows["measure"] == row["measure"]) & (rows["sign"] == row["sign"]) & (rows["mode"] != "top_down")]
-        roles = [whole(rows[rows["role"] == role]) for role in (*ROLES, "ceiling_rerun")]
-        expected = survival(*roles, output)
+        found = {role: whole(rows[rows["role"] == role]) for role in (*ROLES, "floor_other", "ceiling_rerun")}
+        twins = {"floor_random": found["floor_random"], "output": output}
+        expected = survival(found["test"], found["floor_shift"], found["ceiling_rerun"], **twins)
         assert (row["verdict"], row["reason"]) == (expected.verdict, expected.reason)
         assert tuple(row[["survival", "low", "high"]]) == pytest.approx(astuple(expected.survival), rel=1e-12)
+        assert row["chance"] == pytest.approx(expected.chance, nan_ok=True)
+        means = {role: np.nanmean(values) for role, values in found.items()}
+        assert row["similarity"] == pytest.approx(means["test"])
+        assert row["floor_other"] == pytest.approx(means["floor_other"])
+        above = (means["test"] - means["floor_random"]) / (means["ceiling_rerun"] - means["floor_random"])
+        assert row["above_random"] == pytest.approx(above)
+        assert np.isnan(row["of_retrained"])
+        assert row["output_pearson"] == pytest.approx(np.nanmean(output))
         assert row["expected"] == ("FAIL" if row["method"] == "sobel" else "")
 
 
@@ -216,7 +226,8 @@ def test_costs_are_summed_over_blocks(results):
 def test_nothing_that_is_written_or_said_takes_all_rows(tmp_path):
     results = written(Folder(tmp_path))
     write_tables(results, tmp_path / "tables")
-    assert write_figures(results, tmp_path / "figures") == [tmp_path / "figures" / "pixel_flipping-net.png"]
+    names = [path.name for path in write_figures(results, tmp_path / "figures")]
+    assert names == ["pixel_flipping-net.png", "survival-parameter_randomization-net.png"]
     conclusion(results)
     assert not {"records", "scalars", "cells"} & set(vars(results))
 
@@ -262,7 +273,8 @@ def test_seeds_of_a_model_are_kept_apart(tmp_path):
         pd.testing.assert_frame_equal(both.table(name), expected)
     assert list(both.table("verdicts")["verdict"].unique()) == ["PASS", "FAIL"]
     figures = write_figures(both, tmp_path / "figures")
-    assert [path.name for path in figures] == ["pixel_flipping-net-seed0.png", "pixel_flipping-net-seed1.png"]
+    drawn = ("pixel_flipping", "survival-parameter_randomization")
+    assert [path.name for path in figures] == [f"{kind}-net-seed{seed}.png" for seed in (0, 1) for kind in drawn]
 
 
 def test_what_holds_on_some_models_only_is_said_with_the_model():
@@ -282,6 +294,7 @@ def test_what_holds_on_some_models_only_is_said_with_the_model():
         in said["look at"]
     )
     assert "BROKEN CONTROL: sobel (other) is PASS, must be FAIL" in said["look at"]
+    assert said["look at"].endswith("of 18 verdicts at most 0.5 are expected to be false by chance")
 
 
 def test_what_holds_on_every_model_is_said_by_name():

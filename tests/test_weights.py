@@ -363,7 +363,7 @@ def test_built_in_networks_take_the_shape_of_the_data(folder, tiny):
     # Without a training part there is nothing to train on, and digits are of another shape; random weights will do.
     random = loaded(folder, {"source": "mlp", "weights": "random"}, data="csv:t.csv")
     assert random.model(random.example).shape == (1, 3)
-    assert random.train_partner is None
+    assert random.school is None
     with pytest.raises(NoWeightsError, match="or give data with a training part, to train it on"):
         loaded(folder, "mlp", data="csv:t.csv")
     # Data of the shape of the network's own default data are explained with what it learnt on those.

@@ -1,15 +1,16 @@
 """A model with its weights on its device, and what a metric may ask of it."""
 
 import copy
+import inspect
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from scipy.stats import binomtest
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,17 +18,17 @@ from harness.blocks import blocks_of
 from harness.case import Block, Partner, Source
 from harness.data import Data
 from harness.digests import digest
-from harness.heads import with_head, without_head
+from harness.heads import with_head
 from harness.models import ModelSource
+from harness.models.school import School
 from harness.models.weights import load_weights, read_weights
 from harness.random import Draws, torch_seeded
+from harness.recipes import own_recipe
 from harness.registry import DATA, nearest, split_source
-from harness.training import Progress, Trained, trained
+from harness.training import Progress
 from harness.twins import architecture_of, constructor_fault, twin_note, twin_of
 from harness.types import InputError
 
-MEMORIZED = 0.95
-CHANCE_SIGNIFICANCE = 1e-4
 CALIBRATION_SAMPLES = 512
 RANDOM = "random"
 FIRST_READABLE = 16
@@ -48,7 +49,7 @@ class LoadedModel(Source):
         seed: the study's seed; twins are keyed by it.
         example: one input, to trace the blocks with.
         calibrate: reads the inputs to re-estimate batch-norm statistics with.
-        train_partner: trains the partner, if there is a recipe.
+        school: trains networks like it, if there is a recipe.
         model_seed: the seed the network was trained with, or which of several checkpoints it is.
         code: a hash of the code and the settings that make the network, with its weights, the function that it is.
         origin: where the weights come from, in words.
@@ -60,11 +61,12 @@ class LoadedModel(Source):
     seed: int
     example: Float[Tensor, "1 ..."]
     calibrate: Callable[[], Float[Tensor, "m ..."]]
-    train_partner: Callable[[], tuple[Trained, Data]] | None = None
+    school: School | None = None
     model_seed: int = 0
     code: str = ""
     origin: str = ""
     read_background: Callable[[], Float[Tensor, "m ..."]] | None = None
+    shared: dict[object, Any] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -101,7 +103,18 @@ class LoadedModel(Source):
     @cached_property
     def partner_weights(self) -> str:
         """The same of the partner, which is trained for it; empty if there is no recipe."""
-        return _hash_of(self.partner().model) if self.train_partner else ""
+        return _hash_of(self.partner().model) if self.school else ""
+
+    @cached_property
+    def second_partner_weights(self) -> str:
+        """The same of the second partner."""
+        return _hash_of(self.partner(other=True).model) if self.school else ""
+
+    @cached_property
+    def retrained_weights(self) -> str:
+        """The same of the re-trained network."""
+        network = self.retrained()
+        return _hash_of(network) if network else ""
 
     @cached_property
     def identity(self) -> str:
@@ -113,48 +126,61 @@ class LoadedModel(Source):
         """How the twins come about."""
         return twin_note(self.model, self.build)
 
-    def twin(self, draw: int) -> nn.Module:
+    def twin(self, *draw: int) -> nn.Module:
         """A randomly initialized network of the same architecture, keyed by (seed, architecture, draw)."""
-        return twin_of(self.model, self.build, self.seed, architecture_of(self.model), draw)
+        return twin_of(self.model, self.build, self.seed, architecture_of(self.model), *draw)
 
-    def partner(self) -> Partner:
+    def partner(self, other: bool = False) -> Partner:
         """The same network trained on permuted labels, with the reason why it is invalid, if it is.
+
+        Args:
+            other: a second one, of other initial weights and of another permutation.
 
         Raises:
             LookupError: the model has no recipe; `needs=("partner",)` keeps a metric from getting here.
         """
-        if self._partner is None:
+        partner = self._second_partner if other else self._partner
+        if partner is None:
             raise LookupError("the model has no training recipe, so it has no partner trained on permuted labels")
-        return self._partner
+        return partner
+
+    def retrained(self) -> nn.Module | None:
+        """The same network trained on true labels under another seed; None without a recipe or trained weights."""
+        return self._retrained[0] if self._retrained else None
+
+    @property
+    def retrained_test_accuracy(self) -> float | None:
+        """How well the re-trained network does on held-out samples."""
+        return self._retrained[1] if self._retrained else None
+
+    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int) -> nn.Module:
+        """A new network, trained by the recipe on these samples and labels.
+
+        Raises:
+            LookupError: the model has no recipe.
+        """
+        if self.school is None:
+            raise LookupError("the model has no training recipe")
+        return self.school.train(x, y, seed)
 
     @cached_property
     def _partner(self) -> Partner | None:
-        if self.train_partner is None or self.build is None:
+        return self.school.partner(self.model_seed) if self.school else None
+
+    @cached_property
+    def _second_partner(self) -> Partner | None:
+        return self.school.partner(self.model_seed + 1) if self.school else None
+
+    @cached_property
+    def _retrained(self) -> tuple[nn.Module, float] | None:
+        if self.school is None or self.origin.startswith(RANDOM):
             return None
-        result, data = self.train_partner()
-        network = self.build()
-        without_head(network).load_state_dict(result.state)
-        network.to(self.example.device, self.example.dtype).eval()
-        return Partner(network, result.train_accuracy, result.test_accuracy, _invalid(result, data))
+        result = self.school.trained(self.model_seed + 1)
+        return self.school.network(result.state), result.test_accuracy
 
 
 def _hash_of(model: nn.Module) -> str:
     return digest({**dict(model.named_parameters()), **dict(model.named_buffers())})
-
-
-def _invalid(result: Trained, data: Data) -> str:
-    """Why a partner cannot serve: it did not memorize its labels, or knows more than chance; else empty.
-
-    Fewer hits than chance are luck: similar digits share a prediction, so that accuracies spread more widely than a
-    binomial would, and the level of significance is strict (a partner with 12.7 % of 1,000 digits knows nothing).
-    """
-    if result.train_accuracy < MEMORIZED:
-        return f"the partner memorized {result.train_accuracy:.1%} of its permuted labels, needs {MEMORIZED:.0%}"
-    classes = data.class_count
-    hits = round(result.test_accuracy * len(data))
-    if binomtest(hits, len(data), 1 / classes, alternative="greater").pvalue < CHANCE_SIGNIFICANCE:
-        return f"the partner's test accuracy {result.test_accuracy:.1%} is above chance, {1 / classes:.1%}"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -166,12 +192,14 @@ class Wanted:
         head: name of the head, empty if there is none, and its options.
         model_seed: of training and of random weights.
         base: what the path of a file is relative to.
+        recipe: FILE.py:FUNCTION that trains it; empty for the source's own, if there is one.
     """
 
     weights: str | None = None
     head: tuple[str, Mapping[str, Any]] = ("", {})
     model_seed: int = 0
     base: Path = Path()
+    recipe: str = ""
 
 
 def load_model(
@@ -185,44 +213,51 @@ def load_model(
 ) -> LoadedModel:
     """A network with the weights that are wanted, on its device, in evaluation mode.
 
-    Built-in networks take the shape of the data, and are trained on its training part or, where it has none, on
-    the network's own default data if they have this shape.
+    Built-in networks take the shape of the data. They, and those that are wanted with a recipe, are trained on the
+    training part of the data or, where it has none, on the network's own default data if they have this shape.
 
     Raises:
-        InputError: the weights cannot be had or do not fit.
+        InputError: the weights cannot be had or do not fit, or there is nothing to train on by the recipe.
     """
     rows, first, _ = data.readable(range(min(len(data), FIRST_READABLE)))
     if not rows:
         raise InputError(f"{data.name}: none of the first {FIRST_READABLE} samples can be read")
-    school, shape = data, tuple(first[0].shape)
-    if source.recipe and data.train is None and source.data:
-        entry, argument = split_source(source.data, DATA)
-        default: Data = entry.load(argument, {})
-        school = default if default.batch([0])[0].shape == shape else data
-    if source.recipe and not school.class_count:
+    shape = tuple(first[0].shape)
+    recipe = own_recipe(wanted.recipe, wanted.base, device) if wanted.recipe else source.recipe
+    lessons = _lessons(source, data, shape) if recipe else data
+    can_train = recipe is not None and _labelled(lessons)
+    if wanted.recipe and not can_train:
         raise InputError(
-            f"{source.name} on {school.name}: nothing says how many classes there are: give labels or classes"
+            f"{source.name}: recipe {wanted.recipe}: {data.name} has no labelled training part to train on, beside "
+            "labelled samples to explain: name data that have both, or leave the recipe out"
+        )
+    if source.recipe and not lessons.class_count:
+        raise InputError(
+            f"{source.name} on {lessons.name}: nothing says how many classes there are: give labels or classes"
         )
 
     def bare() -> nn.Module:
-        return source.constructor(wanted.weights)(shape, school.class_count)
+        return source.constructor(wanted.weights)(shape, lessons.class_count)
 
-    def build() -> nn.Module:
-        return with_head(bare(), wanted.head[0], dict(wanted.head[1]))
+    def head(network: nn.Module) -> nn.Module:
+        return with_head(network, wanted.head[0], dict(wanted.head[1]))
 
-    def train(permuted: bool) -> Trained:
-        assert source.recipe
-        assert school.train
-        return trained(
-            bare, school, source.recipe, name=source.name, seed=wanted.model_seed, permuted=permuted, progress=progress
-        )
-
-    can_train = source.recipe is not None and school.train is not None
-    network, origin, own = _with_weights(source, bare, wanted, train if can_train else None)
-    code = digest(source.code(network) if source.code else "", wanted.head, _settings_of(network))
-    network = with_head(network, wanted.head[0], dict(wanted.head[1])).to(device)
+    with torch_seeded(wanted.model_seed, "initial parameters", source.name):
+        network = bare()
+    fresh, own = _constructor(source, network, bare)
+    if own and _another(bare) is network:
+        # One network for all who ask: each gets weights of its own.
+        network = copy.deepcopy(network)
+    code = source.code(network) if source.code else ""
     dtype = next((parameter.dtype for parameter in network.parameters()), first.dtype)
-    calibration = data.train if data.train else school.train if school.train else None
+    school = None
+    if recipe and can_train:
+        made_by = code or inspect.getsource(sys.modules[type(network).__module__])
+        school = School(source.name, fresh, head, made_by, recipe, lessons, device, dtype, progress)
+    network, origin = _with_weights(source, network, bare, own, wanted, school)
+    code = digest(code, wanted.head, _settings_of(network))
+    network = head(network).to(device)
+    calibration = data.train or lessons.train
 
     @cache
     def calibrate() -> Tensor:
@@ -233,11 +268,11 @@ def load_model(
 
     return LoadedModel(
         network,
-        None if own else build,
+        None if own else lambda: head(bare()),
         seed,
         first[:1].to(device, dtype),
         calibrate,
-        (lambda: (train(True), school)) if can_train else None,
+        school,
         wanted.model_seed,
         code,
         origin,
@@ -263,43 +298,73 @@ def _plain(value: object) -> object:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
+def _labelled(data: Data) -> bool:
+    """Whether there are labelled samples to train on, and others to tell how well it worked."""
+    return data.labels is not None and data.train is not None and data.train.labels is not None
+
+
+def _lessons(source: ModelSource, data: Data, shape: tuple[int, ...]) -> Data:
+    """What to train on: the data, or the network's own default data where they have no training part but its shape."""
+    if data.train is not None or not source.data:
+        return data
+    entry, argument = split_source(source.data, DATA)
+    default: Data = entry.load(argument, {})
+    return default if default.batch([0])[0].shape == shape else data
+
+
+def _constructor(
+    source: ModelSource, network: nn.Module, build: Callable[[], nn.Module]
+) -> tuple[Callable[[], nn.Module], bool]:
+    """What makes new networks to train, and whether the constructor itself is no good for twins.
+
+    One that keeps published weights in a part of the network makes networks to train further, but no twins. One that
+    makes the same network each time, or draws by another generator than torch's, does neither: then weights are drawn
+    by the modules.
+    """
+    if source.code is None:
+        return build, False
+    if not constructor_fault(network, build):
+        return build, _keeps_weights(network, build)
+    blank = copy.deepcopy(network)
+    return (lambda: twin_of(blank, None, "initial parameters", int(torch.randint(2**62, ())))), True
+
+
 def _with_weights(
-    source: ModelSource, build: Callable[[], nn.Module], wanted: Wanted, train: Callable[[bool], Trained] | None
-) -> tuple[nn.Module, str, bool]:
-    """The network, where its weights come from, and whether its constructor is no good for twins.
+    source: ModelSource,
+    network: nn.Module,
+    build: Callable[[], nn.Module],
+    own: bool,
+    wanted: Wanted,
+    school: School | None,
+) -> tuple[nn.Module, str]:
+    """The network with its weights, and where they come from.
 
     Raises:
         InputError: there are no such weights.
         NoWeightsError: nothing says which.
     """
     weights = wanted.weights
-    with torch_seeded(wanted.model_seed, "initial parameters", source.name):
-        network = build()
-    own = source.code is not None and bool(constructor_fault(network, build) or _keeps_weights(network, build))
-    if own and _another(build) is network:
-        # One network for all who ask: each gets weights of its own.
-        network = copy.deepcopy(network)
-    if weights is None and train:
-        network.load_state_dict(train(False).state)
-        return network.eval(), "trained by recipe", False
+    if weights is None and school:
+        network.load_state_dict(school.trained(wanted.model_seed).state)
+        return network.eval(), f"trained by {wanted.recipe or 'recipe'}"
     if weights is None and own and _hash_of(_another(build)) == _hash_of(network):
         # A constructor makes networks to be trained; one that loads weights as well has the mode to answer for.
-        return network, "as the constructor makes it", True
+        return network, "as the constructor makes it"
     network.eval()
     if weights == RANDOM and own:
-        return twin_of(network, None, "initial parameters", wanted.model_seed), "random by reset_parameters", True
+        return twin_of(network, None, "initial parameters", wanted.model_seed), "random by reset_parameters"
     if weights == RANDOM:
-        return network, "random", False
+        return network, "random"
     if weights in source.pretrained:
         try:
             state = source.pretrained[str(weights)].state()
         except Exception as error:
             raise InputError(f"{source.name}: weights {weights!r} cannot be fetched: {error}") from error
         load_weights(network, state, f"{source.name}, weights {weights}")
-        return network, f"published as {weights}", own
+        return network, f"published as {weights}"
     if weights is not None and (weights.endswith(FILES) or (wanted.base / weights).is_file()):
         load_weights(network, read_weights(wanted.base / weights), str(weights))
-        return network, weights, own
+        return network, weights
     known = [*source.pretrained, RANDOM]
     if weights is None:
         raise NoWeightsError(

@@ -1,0 +1,56 @@
+"""Implementation invariance: networks that compute the same function must be explained alike."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from harness.case import Case
+from harness.metrics.preprocessing import first_reason, undefined_as_nan
+from harness.metrics.rewriting import batch_norm_folded, relative_difference, unit_duplicated, units_permuted
+from harness.registry import metric
+from harness.types import NotApplicableError, Score
+
+REWRITINGS = {
+    "units permuted": units_permuted,
+    "unit duplicated": unit_duplicated,
+    "batch norm folded": batch_norm_folded,
+}
+
+
+@metric(family="invariance", direction="lower", headline="relative_difference", summary_statistic="median")
+def implementation_invariance(case: Case) -> Iterator[Score]:
+    r"""Implementation invariance: $\|A(f, x) - A(f', x)\|_2 / \|A(f, x)\|_2$ where $f' = f$.
+
+    `sundararajan2017axiomatic`. $f'$ is a rewriting of the network that computes the same function on all inputs: the
+    units of a hidden layer in another order, a hidden unit twice with half of its outgoing weights each, batch norms
+    folded into the layers before them. Over whole raw maps; 0 is invariance. Yields `relative_difference` for each
+    rewriting, told apart by `stage`, and last, without a stage, the largest of them: the headline. A rewriting that
+    the network or the method does not allow is undefined with the reason, and does not count for the headline.
+
+    Necessary, and weak: these are a few of the networks that compute the same function, and a method that ignores the
+    model passes. Undefined where the map of the trained network is zero or one of the two is not finite.
+
+    Args:
+        case: what to test.
+
+    Raises:
+        NotApplicableError: no rewriting applies, with the reasons.
+    """
+    scores, lacks = [], []
+    for stage, rewriting in REWRITINGS.items():
+        try:
+            maps = case.explain(rewriting(case.model, case.x[: case.chunk]))
+            scores.append(relative_difference("relative_difference", case.maps, maps, stage))
+            yield scores[-1]
+        except NotApplicableError as lack:
+            lacks.append(f"{stage}: {lack}")
+            everywhere = torch.ones(len(case.x), dtype=torch.bool)
+            nothing = torch.full((len(case.x),), torch.nan, dtype=torch.float64)
+            yield Score("relative_difference", nothing, {str(lack): everywhere}, stage=stage)
+    if not scores:
+        raise NotApplicableError("; ".join(lacks))
+    # Last and always there, so that it is the headline in every block of samples.
+    undefined = first_reason(*(dict(score.undefined) for score in scores))
+    largest = torch.stack([score.values for score in scores]).nan_to_num().amax(0)
+    yield replace(scores[0], values=undefined_as_nan(largest, undefined), undefined=undefined, stage=None)
