@@ -33,6 +33,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench_randomization.py
 	$(BIN)/python tests/bench_rules.py
 	$(BIN)/python tests/bench_perturbation.py
 

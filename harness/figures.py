@@ -135,7 +135,9 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
         around = np.abs(np.stack([rows["survival"] - rows["low"], rows["high"] - rows["survival"]]))
         style = {"fmt": marker, "color": colour, "ms": 4, "lw": 1.4}
         left.errorbar(rows["survival"], places, xerr=np.nan_to_num(around), label=f"{sign} maps", **style)
-        left.plot(rows["above_random"], places, "x", color="grey", ms=4, lw=0)
+        label = "above two randomized networks" if sign == "absolute" else None
+        if rows["above_random"].notna().any():
+            left.plot(rows["above_random"], places, "x", color="grey", ms=4, lw=0, label=label)
     for place, method in enumerate(methods):
         if judged.loc[judged["method"] == method, "survival"].isna().all():
             left.text(0.01, place, "invalid", fontsize=7, va="center", color="grey")
@@ -143,7 +145,7 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
     left.invert_yaxis()
     left.set_xlim(-0.3, 1.1)
     left.set_xlabel("share of the similarity above chance that survives")
-    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     signed = judged[(judged["sign"] == "signed") & judged["low"].notna()]
     grid = np.linspace(0, 1, 201)
     counts = {"PASS": (signed["high"], np.less), "FAIL": (signed["low"], np.greater)}
@@ -153,8 +155,11 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
     right.set_ylabel("methods, by the signed map")
     right.legend(fontsize=8, frameon=False)
     for axis in (left, right):
-        axis.axvline(thresholds.pass_below, color=COLOURS[2], ls=":", lw=1)
-        axis.axvline(thresholds.fail_above, color=COLOURS[3], ls=":", lw=1)
+        for word, at, colour in (("pass", thresholds.pass_below, 2), ("fail", thresholds.fail_above, 3)):
+            axis.axvline(at, color=COLOURS[colour], ls=":", lw=1)
+            axis.text(
+                at, 1.005, word, color=COLOURS[colour], fontsize=7, ha="center", transform=axis.get_xaxis_transform()
+            )
         axis.grid(alpha=0.2)
     figure.suptitle(title, fontsize=10)
     return figure

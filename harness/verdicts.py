@@ -65,7 +65,7 @@ def verdicts(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
         found = where(similar, **view)
         levels = {role: _values(where(found, role=role)) for role in ("test", *LEVELS)}
         if function == "label_randomization":
-            result = _between(levels, [s.reasons for s in where(found, role="test")])
+            result = _between(levels, [s.reasons for s in where(found, role="test")], thresholds)
         else:
             twins = {"floor_random": levels["floor_random"], "output": output}
             result = survival(
@@ -75,12 +75,18 @@ def verdicts(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
                 **(twins if function == "parameter_randomization" else {}),
                 thresholds=thresholds,
             )
-        yield {**stack.labels, "test": function, **view, **_told(result, levels, expected, output)}
+        yield {**stack.labels, "test": function, **view, **_told(result, levels, expected, output, thresholds)}
 
 
-def _told(result: Survival, levels: Levels, expected: str, output: np.ndarray) -> Row:
+def _told(result: Survival, levels: Levels, expected: str, output: np.ndarray, thresholds: Thresholds) -> Row:
     means = {role: mean_of(values) for role, values in levels.items()}
     similarity, shift, ceiling = means["test"], means["floor_shift"], means["ceiling_rerun"]
+
+    def placed(floor: float, ceiling: float) -> float:
+        # Between levels that hardly differ a place is noise.
+        apart = ceiling - floor > thresholds.ceiling_above_random and result.verdict != "INVALID"
+        return (similarity - floor) / (ceiling - floor) if apart else np.nan
+
     return {
         "verdict": result.verdict,
         "expected": expected,
@@ -88,8 +94,8 @@ def _told(result: Survival, levels: Levels, expected: str, output: np.ndarray) -
         "low": result.survival.low,
         "high": result.survival.high,
         "chance": result.chance,
-        "above_random": _ratio(similarity, means["floor_random"], ceiling),
-        "of_retrained": _ratio(similarity, shift, means["ceiling_retrain"]),
+        "above_random": placed(means["floor_random"], ceiling),
+        "of_retrained": placed(shift, means["ceiling_retrain"]),
         "similarity": similarity,
         **{role: means[role] for role in LEVELS},
         "output_pearson": mean_of(output),
@@ -98,18 +104,17 @@ def _told(result: Survival, levels: Levels, expected: str, output: np.ndarray) -
     }
 
 
-def _ratio(similarity: float, floor: float, ceiling: float) -> float:
-    """Where between two levels a similarity lies; NaN where one is unknown or they are the same."""
-    return (similarity - floor) / (ceiling - floor) if ceiling > floor else np.nan
-
-
-def _between(levels: Levels, reasons: list[Counter[str]]) -> Survival:
+def _between(levels: Levels, reasons: list[Counter[str]], thresholds: Thresholds) -> Survival:
     """Where the map of a network on permuted labels lies between those of two such and of two on true labels."""
     test, floor, ceiling = (levels[role] for role in ("test", "floor_random", "ceiling_retrain"))
     if np.isnan(mean_of(test)):
         return Survival("", commonest(sum(reasons, Counter())), NO_INTERVAL)
-    if not mean_of(ceiling) > mean_of(floor):
-        return Survival("", "networks trained alike agree no better than networks trained on noise", NO_INTERVAL)
+    above = mean_of(ceiling) - mean_of(floor)
+    if np.isnan(above):
+        return Survival("", "one of the levels is unknown", NO_INTERVAL)
+    if above < thresholds.ceiling_above_random:
+        said = f"two networks trained on true labels agree by {above:.2f} more than two trained on permuted ones"
+        return Survival("", f"{said}: nothing to lie between", NO_INTERVAL)
     return Survival("", "one pair of networks: no verdict, interval over samples", left_above(test, floor, ceiling))
 
 

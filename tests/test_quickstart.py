@@ -1,5 +1,6 @@
 """What the quickstart must show, on the real network and digits. Slow: it runs the whole study."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,10 @@ def test_nothing_failed_and_no_control_is_broken(results):
     assert results.failures.empty
     judged = results.table("verdicts")
     controls = judged[judged["expected"] != ""]
-    assert len(controls) == 6 * 3
-    assert (controls["verdict"] == controls["expected"]).all()
+    # Six controls, two tests with a verdict, four views.
+    assert len(controls) == 6 * 2 * 4
+    signed = controls[(controls["measure"] == "spearman") & (controls["sign"] == "signed")]
+    assert (signed["verdict"] == signed["expected"]).all()
 
 
 def test_networks_are_good_and_the_partner_is_valid(results):
@@ -54,10 +57,65 @@ def test_networks_are_good_and_the_partner_is_valid(results):
     assert results.records.loc[results.records["metric"] == "label_randomization", "value"].notna().any()
 
 
+def test_verdicts_are_those_that_are_known(results):
+    judged = results.table("verdicts")
+    signed = judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")].set_index(["test", "method"])
+    verdict = signed.loc["parameter_randomization", "verdict"]
+    assert verdict[["sobel", "gradient", "random", "parameter_noise"]].tolist() == ["FAIL", "PASS", "INVALID", "PASS"]
+    reason = signed.loc["parameter_randomization", "reason"]
+    assert reason["parameter_noise"].endswith("necessary for trusting the map, not sufficient")
+    assert reason["random"].startswith("uninformative")
+    verdict = signed.loc["random_logit", "verdict"]
+    assert verdict[["gradient", "guided_backprop", "deconvnet"]].tolist() == ["PASS", "FAIL", "FAIL"]
+    sensitive = results.table("sensitivity").set_index("method")["sensitive"]
+    assert sensitive["gradient"] == "from softmax_linear on, stage 1 of 4"
+    assert sensitive["sobel"] == "to none of 4 stages"
+
+
+def test_a_method_that_ignores_the_last_layer_is_sensitive_below_it_only():
+    """The gradient of the trained network's output layer on top of whatever features the given network has."""
+    entry = load_study("quickstart").models[0]
+    loaded, data = load_entry(entry, Path(), seed=0, device=torch.device("cpu"), progress=silent)
+    trained_head = copy.deepcopy(loaded.model.softmax_linear)
+
+    def ignores_the_last_layer(model, x, target):
+        network = copy.deepcopy(model)
+        network.softmax_linear = trained_head
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(network(leaf).gather(1, target[:, None]).sum(), leaf)[0]
+
+    results = harness.evaluate(
+        loaded.model,
+        data.batch(range(100)),
+        methods=[ignores_the_last_layer],
+        metrics=[{"metric": "parameter_randomization", "modes": ["top_down", "independent"]}],
+        space=data.space,
+        build=loaded.build,
+    )
+    sensitive = results.table("sensitivity").set_index("mode")["sensitive"]
+    assert sensitive["top_down"] == "from fc1 on, stage 2 of 4"
+    assert sensitive["independent"] == "to 3 of 4 blocks alone: fc1, hidden2, hidden1"
+    stages = results.table("cascade").set_index(["mode", "stage"])["value"]
+    assert stages["top_down", "softmax_linear"] == 1
+    (verdict,) = results.table("verdicts").query("measure == 'spearman' and sign == 'signed'")["verdict"]
+    assert verdict == "PASS"
+
+
+def test_label_randomization_lies_between_its_levels(results):
+    judged = results.table("verdicts")
+    rows = judged[(judged["test"] == "label_randomization") & (judged["sign"] == "signed")]
+    rows = rows[rows["measure"] == "spearman"].set_index("method")
+    for method in ("gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "occlusion"):
+        # Two networks that learnt the truth agree, and one that learnt noise agrees with them no more than by chance.
+        assert rows.loc[method, "ceiling_retrain"] > 0.15
+        assert rows.loc[method, "high"] < 0.2
+    assert (rows["verdict"] == "").all()
+
+
 def test_sobel_is_exactly_one_at_every_stage(results):
     records = results.records
     similar = records[(records["method"] == "sobel") & (records["metric"] == "parameter_randomization")]
-    similar = similar[(similar["role"] == "test") & similar["measure"].isin(["spearman", "ssim"])]
+    similar = similar[(similar["role"] == "test") & similar["measure"].isin(["spearman", "ssim", "hog"])]
     assert set(similar["stage"]) == {"softmax_linear", "fc1", "hidden2", "hidden1", "all"}
     assert (similar["value"] == 1).all()
 
