@@ -232,6 +232,14 @@ def test_random_weights_have_no_retrained_network(folder):
     assert differ(model.partner().model, model.model)
 
 
+def test_published_weights_are_not_retrained_by_our_recipe_for_their_architecture(folder):
+    """The recipe of `mlp` would make another kind of network than the weights of this file, and take its time."""
+    entry = {"name": "mlp", "source": "mlp", "data": "digits"}
+    torch.save(loaded(folder, entry).model.state_dict(), folder / "mlp.pt")
+    assert loaded(folder, entry).retrained() is not None
+    assert loaded(folder, {**entry, "weights": "mlp.pt"}).retrained() is None
+
+
 def test_a_library_and_a_built_in_network_take_a_recipe_too(folder):
     (folder / "once.py").write_text("def once(model, x, y):\n  for p in model.parameters(): p.data += 0.01\n")
     x, y = np.ones((3, 3, 64, 64), np.float32), np.arange(3)

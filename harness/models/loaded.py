@@ -31,6 +31,7 @@ from harness.types import InputError
 
 CALIBRATION_SAMPLES = 512
 RANDOM = "random"
+TRAINED = "trained by "
 FIRST_READABLE = 16
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th")
 
@@ -145,7 +146,7 @@ class LoadedModel(Source):
         return partner
 
     def retrained(self) -> nn.Module | None:
-        """The same network trained on true labels under another seed; None without a recipe or trained weights."""
+        """The same network trained on true labels under another seed; None if no recipe made it as it is."""
         return self._retrained[0] if self._retrained else None
 
     @property
@@ -173,7 +174,9 @@ class LoadedModel(Source):
 
     @cached_property
     def _retrained(self) -> tuple[nn.Module, float] | None:
-        if self.school is None or self.origin.startswith(RANDOM):
+        # Published weights come of another training than the recipe that we have for their architecture.
+        by_recipe = self.school is not None and (self.origin.startswith(TRAINED) or self.school.recipe.title)
+        if self.school is None or not by_recipe or self.origin.startswith(RANDOM):
             return None
         result = self.school.trained(self.model_seed + 1)
         return self.school.network(result.state), result.test_accuracy
@@ -346,7 +349,7 @@ def _with_weights(
     weights = wanted.weights
     if weights is None and school:
         network.load_state_dict(school.trained(wanted.model_seed).state)
-        return network.eval(), f"trained by {wanted.recipe or 'recipe'}"
+        return network.eval(), f"{TRAINED}{wanted.recipe or 'recipe'}"
     if weights is None and own and _hash_of(_another(build)) == _hash_of(network):
         # A constructor makes networks to be trained; one that loads weights as well has the mode to answer for.
         return network, "as the constructor makes it"
