@@ -33,6 +33,9 @@ TOLD = ("rate", "seconds")
 """Options of data that change what is explained, so that a study says them even where they have their default."""
 
 FULL_DRAWS, TRIAL_DRAWS, STEPS = 10, 2, 16
+OTHER_CLASSES = 3
+"""How often the random logit test explains beside its draws."""
+
 CASCADE_BLOCKS = 12
 
 
@@ -76,6 +79,7 @@ def _metrics(space: InputSpace, full_draws: int, cascade_draws: int) -> list[dic
     fills = [fill for fill in fills if not space.refusal(fill)] or [space.default_fill]
     return [
         {"metric": "parameter_randomization", "full_draws": full_draws, "cascade_draws": cascade_draws},
+        {"metric": "random_logit", "class_draws": full_draws},
         {"metric": "completeness"},
         {"metric": "pixel_flipping", "steps": STEPS, "fill": fills if len(fills) > 1 else fills[0]},
         {"metric": "occlusion_faithfulness", "fill": fills[0]},
@@ -96,12 +100,15 @@ def _budget(model: LoadedModel, data: Data, label: str, progress: Progress) -> B
     groups, store = plan([subject], choose(METHODS, [*tried, *controls], "methods"), tests, 0), Memory()
     execute(groups, store, seed=0, chunk=few, progress=progress)
     cascade = 1 if blocks <= CASCADE_BLOCKS else 0
-    draws = (1 + FULL_DRAWS + cascade * (blocks - 1)) / (1 + TRIAL_DRAWS)
+    more = {
+        "parameter_randomization": (1 + FULL_DRAWS + cascade * (blocks - 1)) / (1 + TRIAL_DRAWS),
+        "random_logit": (OTHER_CLASSES + FULL_DRAWS) / (OTHER_CLASSES + TRIAL_DRAWS),
+    }
     seconds: dict[str, float] = {}
     for cell in (task.cell for group in groups for task in group.tasks):
         info = store.info(cell) or {"seconds": 0.0}
-        more = draws if cell.metric == "parameter_randomization" else 1.0
-        seconds[cell.method] = seconds.get(cell.method, 0.0) + more * float(info["seconds"])
+        cost = more.get(cell.metric, 1.0) * float(info["seconds"])
+        seconds[cell.method] = seconds.get(cell.method, 0.0) + cost
     dearest = max(tried, key=passes.__getitem__)
     seconds |= {name: seconds[dearest] * passes[name] / passes[dearest] for name in works if name not in tried}
 

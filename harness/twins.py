@@ -14,10 +14,14 @@ def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: objec
     """A network like `model` with parameters drawn anew; a function of the key and the architecture alone.
 
     From the constructor where there is one. Otherwise each module of a copy re-draws its parameters by its
-    own `reset_parameters`; parameters of modules without one are shuffled within the tensor.
+    own `reset_parameters`; parameters of modules without one are shuffled within the tensor. Layers that a constructor
+    starts with a weight of zeros, as some start the head of a transformer, are re-drawn too: behind them a new network
+    is constant and has no maps.
     """
     with torch_seeded("twin", *key), torch.device("cpu"):
         twin = build() if build else _redrawn(model)
+        for reset in _silent(twin).values():
+            reset()
     reference = next(iter(model.parameters()), None)
     twin = twin.to(reference) if reference is not None else twin
     return twin.eval()
@@ -26,10 +30,22 @@ def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: objec
 def twin_note(model: nn.Module, build: Callable[[], nn.Module] | None) -> str:
     """How twins of this model come about, for the record."""
     if build:
-        return "twins by constructor"
+        with torch_seeded("note"), torch.device("cpu"):
+            silent = ", ".join(_silent(build()))
+        return "twins by constructor" + (f"; zero weights by reset_parameters: {silent}" if silent else "")
     shuffled = [name for name, module in model.named_modules() if _own(module) and not _reset(module)]
     names = ", ".join(name or "the network's own" for name in shuffled)
     return "twins by reset_parameters" + (f"; shuffled within the tensor: {names}" if shuffled else "")
+
+
+def _silent(model: nn.Module) -> dict[str, Callable[[], None]]:
+    """The layers whose weight is zero everywhere, and how each draws a new one."""
+    found = {}
+    for name, module in model.named_modules():
+        weight, reset = getattr(module, "weight", None), _reset(module)
+        if isinstance(weight, nn.Parameter) and weight.ndim > 1 and reset and not weight.any():
+            found[name] = reset
+    return found
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:

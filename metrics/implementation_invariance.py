@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from harness.case import Case
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
-from harness.metrics.rewriting import batch_norm_folded, relative_difference, unit_duplicated, units_permuted
+from harness.metrics.rewriting import made_once, relative_difference
+from harness.metrics.equivalent_networks import batch_norm_folded, unit_duplicated, units_permuted
 from harness.registry import metric
 from harness.types import NotApplicableError, Score
 
@@ -40,7 +42,7 @@ def implementation_invariance(case: Case) -> Iterator[Score]:
     scores, lacks = [], []
     for stage, rewriting in REWRITINGS.items():
         try:
-            maps = case.explain(rewriting(case.model, case.x[: case.chunk]))
+            maps = case.explain(made_once(case, stage, partial(rewriting, case.model, case.x)))
             scores.append(relative_difference("relative_difference", case.maps, maps, stage))
             yield scores[-1]
         except NotApplicableError as lack:

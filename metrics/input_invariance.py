@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from harness.case import Case
-from harness.metrics.rewriting import relative_difference, shift_absorbed
+from harness.metrics.rewriting import made_once, relative_difference
+from harness.metrics.shift_absorption import shift_absorbed
 from harness.registry import metric
 from harness.types import InputError, Score
 
@@ -43,7 +44,7 @@ def input_invariance(case: Case, *, shift: float | list[float] = 1.0) -> Iterato
             f"got {len(numbers)}"
         )
     moved = torch.tensor(numbers).to(case.x).view(1, -1, *(1,) * (case.x.ndim - 2))
-    model = shift_absorbed(case.model, case.x[: case.chunk], moved)
+    model = made_once(case, ("shift absorbed", *numbers), lambda: shift_absorbed(case.model, case.x, moved))
     needs_background = "background" in case.explainer.method.needs
     background = case.source.background + moved if needs_background else None
     space = case.space.shifted(tuple(numbers))

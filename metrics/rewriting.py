@@ -1,32 +1,31 @@
-"""Networks that compute the same function as a given one and are built differently, and how far maps of them differ.
+"""Networks that are built differently and compute the same function: made, checked and kept; and how maps differ.
 
 What is connected to what is not known of a model in general. So a rewriting is made where the order of the calls
-suggests it and then checked: it is kept only if the logits agree, on the samples and on noise around them.
+suggests it and then checked: it is kept only if the logits agree, on samples and on noise around them.
 """
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
+from harness.case import Case
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.random import Draws
 from harness.types import NotApplicableError, Score
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-SIZES = ("out_channels", "out_features", "num_features", "num_parameters")
-SCREENED = 2
-"""Samples that a rewriting must agree on before it is checked on all."""
+PROBES = 4
+"""Samples that two networks must agree on, and as many with noise."""
 
-ROUNDING = 1e-10
-"""What is smaller than this part of the largest response of a layer is rounding, in double precision."""
+Rewrite = Callable[[nn.Module], nn.Module]
+"""Makes a network that is built differently, and leaves the one that it is given alone."""
 
 
 def relative_difference(
@@ -42,144 +41,137 @@ def relative_difference(
     return Score(measure, undefined_as_nan((a - b).norm(dim=1) / size, undefined), undefined, stage=stage)
 
 
-def shift_absorbed(model: nn.Module, x: Float[Tensor, "n ..."], shift: float | Float[Tensor, "..."]) -> nn.Module:
-    r"""A copy $f'$ with $f'(x + m) = f(x)$: the layers that take the input have $b' = b - W m$.
-
-    `kindermans2019reliability`. $W m$ is read off each layer itself, as its response to $m$ without its bias. Where a
-    convolution pads with zeros, which do not move along, the response is another at the border. The response in the
-    middle goes into the bias, and the difference to it is taken from the output of the layer at the border. That is
-    the same as to pad $x + m$ with $m$, but the layer still takes the input itself, as rules for the input want it.
+def made_once(case: Case, key: object, rewriting: Callable[[], nn.Module]) -> nn.Module:
+    """A rewritten network, or why there is none: asked for by every method, made once for a block of samples.
 
     Args:
-        model: returns logits [n, classes]; never written to.
-        x: samples to trace the model and to check the copy with.
-        shift: $m$, broadcastable to one sample [1, ...].
+        case: the block of samples is its own.
+        key: says which network it is, whatever is explained with it.
+        rewriting: makes it.
 
     Raises:
-        NotApplicableError: no linear layer or convolution takes the input itself, or something else does too.
+        NotApplicableError: there is none.
     """
-    calls = _calls(model, x[:1])
-    readers = {call.name: call for call in calls if call.reads_input and isinstance(call.module, LINEAR)}
-    if not readers:
-        neither = [f"{call}, which is neither, does" for call in calls if call.reads_input]
-        functional = "the model changes it first, or its first operator is functional"
-        raise NotApplicableError(
-            "no linear layer or convolution takes the input itself, so that nothing can absorb a shift: "
-            f"{(*neither, functional)[0]}"
-        )
-    rewritten = copy.deepcopy(model)
-    moved = torch.as_tensor(shift).to(x).expand_as(x[:1])
-    for name, call in readers.items():
-        _absorb(rewritten.get_submodule(name), moved.reshape(call.input.shape))
-    deviation = Probes.of(model, x).deviation(rewritten, moved)
-    if not deviation <= _tolerance(x):
-        raise NotApplicableError(
-            f"the shift cannot be absorbed: with new biases in {', '.join(map(repr, readers))} the logits of the "
-            f"shifted input still differ by {deviation:.2g} of the largest, so something else sees the input as well"
-        )
-    return rewritten
+    samples, known = case.source.shared.get("rewritings", ((), {}))
+    if samples != tuple(case.samples):
+        # Those of the last block only: they are checked with its samples, and memory does not grow.
+        known = {}
+        case.source.shared["rewritings"] = (tuple(case.samples), known)
+    if key not in known:
+        try:
+            known[key] = rewriting()
+        except NotApplicableError as lack:
+            # In words, because an exception would keep alive all that its frames know.
+            known[key] = str(lack)
+    if isinstance(known[key], str):
+        raise NotApplicableError(known[key])
+    network: nn.Module = known[key]
+    return network
 
 
-def units_permuted(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
-    """A copy in which the units of a hidden layer stand in reverse order.
+class Original:
+    """A network that is to be rewritten, in its own precision and in double, with inputs to tell others from it by."""
 
-    The first pair of consecutive layers that allows it is taken. What lies between them and holds one number for each
-    unit (batch norm, depthwise convolution) is reversed as well. Reversed groups are groups, for a group norm.
+    def __init__(self, model: nn.Module, x: Float[Tensor, "n ..."]) -> None:
+        # As many for a single sample, because each has noise of its own.
+        self._x = x[torch.arange(PROBES, device=x.device) % len(x)]
+        self._own = _Probe.of(model, self._x)
 
-    Args:
-        model: returns logits [n, classes]; never written to.
-        x: samples to trace the model and to check the copy with.
+    @cached_property
+    def _double(self) -> "_Probe | None":
+        """In double precision; None where that is the network's own, or where it does not run in it throughout."""
+        if self._x.dtype == torch.float64:
+            return None
+        try:
+            with _Narrowing() as narrowing:
+                probe = _Probe.of(copy.deepcopy(self._own.model).double(), self._x.double())
+        except Exception:
+            # A forward pass may raise anything at numbers of a type that it does not expect.
+            return None
+        return None if narrowing.seen else probe
 
-    Raises:
-        NotApplicableError: no pair of consecutive layers can be rewritten.
-    """
-    return _first_rewritten(model, x, "permuted", lambda first, _: torch.arange(len(first)).flip(0))
+    def rewritten(self, rewrite: Rewrite, shift: float | Float[Tensor, "..."] = 0.0) -> nn.Module:
+        """What `rewrite` makes of the network, if it computes the same function (of inputs that are shifted).
 
+        In double precision as well, because the rounding of single precision hides what influences the logits little.
+        Last, because most that are no rewritings show without.
 
-def unit_duplicated(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
-    """A copy in which a unit of a hidden layer is there twice, each with half of the outgoing weights.
-
-    The unit is the one with the largest product of the norms of its incoming and of its outgoing weights.
-
-    Args:
-        model: returns logits [n, classes]; never written to.
-        x: samples to trace the model and to check the copy with.
-
-    Raises:
-        NotApplicableError: no pair of consecutive layers can be rewritten.
-    """
-
-    def index(first: Tensor, last: Tensor) -> Tensor:
-        incoming = first.flatten(1).norm(dim=1)
-        outgoing = last.transpose(0, 1).reshape(len(first), -1).norm(dim=1)
-        return torch.cat([torch.arange(len(first)), (incoming * outgoing).argmax().cpu()[None]])
-
-    return _first_rewritten(model, x, "duplicated", index)
-
-
-def batch_norm_folded(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
-    r"""A copy without the batch norms that follow a linear layer: $W' = s W$, $b' = s (b - \mu) + \beta$.
-
-    With $s = \gamma / \sqrt{\sigma^2 + \epsilon}$. All batch norms that take the very output of a linear layer or
-    convolution are folded, and an identity stands in their place; the first that can be folded alone, where something
-    else reads the output of one of the layers.
-
-    Args:
-        model: returns logits [n, classes], in evaluation mode; never written to.
-        x: samples to trace the model and to check the copy with.
-
-    Raises:
-        NotApplicableError: there are none, or something else reads the output of each of the layers.
-    """
-    calls = _calls(model, x[:1])
-    times = Counter(call.name for call in calls)
-    makers = {id(call.output): call for call in calls if isinstance(call.module, LINEAR) and times[call.name] == 1}
-    pairs = [
-        (makers[id(call.input)].name, call.name)
-        for call in calls
-        if isinstance(call.module, _BatchNorm) and call.module.running_mean is not None and id(call.input) in makers
-    ]
-    if not pairs:
-        raise NotApplicableError("no batch norm follows a linear layer or convolution")
-    probes = Probes.of(model, x)
-    for folded in (pairs, *([pair] for pair in pairs)):
-        rewritten = copy.deepcopy(model)
-        for layer, norm in folded:
-            _fold(rewritten, layer, norm)
-        if probes.agree(rewritten):
-            return rewritten
-    raise NotApplicableError(f"the outputs of {', '.join(layer for layer, _ in pairs)} are not for batch norms alone")
+        Raises:
+            NotApplicableError: the logits differ, or the rewritten network cannot be made or run; with the reason.
+        """
+        try:
+            rewritten = rewrite(self._own.model)
+            self._own.check(rewritten, shift)
+            if self._double:
+                self._double.check(rewrite(self._double.model), shift)
+        except NotApplicableError:
+            raise
+        except Exception as error:
+            # A forward pass may raise anything at a number of units that it does not expect.
+            raise NotApplicableError(f"the rewritten network fails: {type(error).__name__}: {error}") from None
+        return rewritten
 
 
 @dataclass(frozen=True)
-class Probes:
-    """Where two networks must agree to be taken for the same function, and what the first one says there."""
+class _Probe:
+    """A network in one precision, inputs, and the logits that it gives them."""
 
-    inputs: tuple[Float[Tensor, "n ..."], ...]
-    logits: tuple[Float[Tensor, "n classes"], ...]
+    model: nn.Module
+    x: Float[Tensor, "m ..."]
+    logits: Float[Tensor, "m classes"]
 
     @classmethod
-    def of(cls, model: nn.Module, x: Float[Tensor, "n ..."]) -> "Probes":
-        """The samples, and the samples with as much noise: units that are silent on samples must agree as well."""
+    def of(cls, model: nn.Module, x: Float[Tensor, "n ..."]) -> "_Probe":
+        """The samples, and the samples with as much noise: units that are silent on samples must agree as well.
+
+        Raises:
+            NotApplicableError: the logits are not such that others can be compared with them.
+        """
         noise = Draws.of([str(row) for row in range(len(x))], "probes", device=x.device).normal(*x.shape[1:])
-        inputs = (x, x + x.square().mean().sqrt() * noise.to(x.dtype))
+        size = x.square().mean().sqrt()
+        x = torch.cat([x, x + torch.where(size > 0, size, 1) * noise.to(x.dtype)])
         with torch.no_grad():
-            return cls(inputs, tuple(model(each.clone()) for each in inputs))
+            logits = model(x.clone())
+        if not (logits.isfinite().all() and logits.any()):
+            raise NotApplicableError("a rewriting cannot be checked: the logits are zero everywhere, or not finite")
+        return cls(model, x, logits)
 
-    def deviation(self, rewritten: nn.Module, shift: Float[Tensor, "..."] | float = 0.0) -> float:
-        """The largest difference of a logit, as a fraction of the largest logit, where the inputs are shifted."""
+    def check(self, rewritten: nn.Module, shift: float | Float[Tensor, "..."]) -> None:
+        """Compare the logits of the inputs with those that another network gives the shifted inputs.
+
+        Raises:
+            NotApplicableError: they differ by more than rounding, with the difference.
+        """
+        moved = torch.as_tensor(shift).to(self.x)
         with torch.no_grad():
-            others = [rewritten(each + shift) for each in self.inputs]
-        old, new = torch.cat(self.logits), torch.cat(others)
-        return float((old - new).abs().max() / old.abs().max())
+            others = rewritten(self.x + moved)
+        deviation = float((self.logits - others).abs().max() / self.logits.abs().max())
+        if not deviation <= (1e-9 if self.x.dtype == torch.float64 else 1e-4):
+            precision = str(self.x.dtype).removeprefix("torch.")
+            raise NotApplicableError(f"the logits differ by {deviation:.2g} of the largest ({precision})")
 
-    def agree(self, rewritten: nn.Module) -> bool:
-        """Whether the logits are the same up to rounding."""
-        return self.deviation(rewritten) <= _tolerance(self.inputs[0])
+
+class _Narrowing(TorchFunctionMode):
+    """While active, sees whether numbers in double precision become others in less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and look at the types of what it takes and returns."""
+        # Asked before, because an operator may change its argument itself.
+        double = any(isinstance(each, Tensor) and each.dtype == torch.float64 for each in args)
+        output = func(*args, **(kwargs or {}))
+        floating = isinstance(output, Tensor) and output.is_floating_point()
+        self.seen |= double and floating and output.dtype != torch.float64
+        return output
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One call of a module in a forward pass: its tensors, and whether it takes the numbers of the input."""
 
     name: str
@@ -192,16 +184,16 @@ class _Call:
         return f"{type(self.module).__name__} {self.name!r}"
 
 
-def _calls(model: nn.Module, x: Tensor) -> list[_Call]:
+def calls_of(model: nn.Module, x: Float[Tensor, "1 ..."]) -> list[Call]:
     """The calls of layers, in the order of execution."""
-    calls: list[_Call] = []
+    calls: list[Call] = []
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         given = inputs[0] if inputs else None
         if isinstance(given, Tensor):
             # The shape may be another: a flattened input is still the input.
             same = len(given) == len(x) and given.dtype == x.dtype and torch.equal(given.flatten(), x.flatten())
-            calls.append(_Call(name, module, given, output, same))
+            calls.append(Call(name, module, given, output, same))
 
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LINEAR) or (n and not any(m.children()))]
     handles = [
@@ -217,104 +209,15 @@ def _calls(model: nn.Module, x: Tensor) -> list[_Call]:
     return calls
 
 
-def _tolerance(x: Tensor) -> float:
-    return 1e-9 if x.dtype == torch.float64 else 1e-4
+def copy_to_rewrite(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """A copy whose modules of these names have tensors of their own; all others it shares with the network."""
+    modules = [model.get_submodule(name) for name in names]
+    own = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
 
 
-def _absorb(layer: Any, shift: Tensor) -> None:
-    """Take what the layer answers to `shift`, of the shape of its input, out of its output again."""
-    precise = copy.deepcopy(layer).double()
-    with torch.no_grad():
-        response = precise(shift.double()) - precise(torch.zeros_like(shift).double())
-    channels = -1 if isinstance(layer, nn.Linear) else 1
-    last = response.movedim(channels, -1)
-    middle = last[tuple(side // 2 for side in last.shape[:-1])]
-    _set(layer, "bias", -middle if layer.bias is None else layer.bias.double() - middle)
-    border = (last - middle).movedim(-1, channels)
-    if border.abs().max() > ROUNDING * response.abs().max():
-        layer.register_buffer("border", border.to(shift.dtype))
-        layer.register_forward_hook(lambda module, _, output: output - module.border)
-
-
-def _fold(model: nn.Module, layer_name: str, norm_name: str) -> None:
-    """Give a linear layer the weights that it has together with the batch norm behind it."""
-    layer: Any = model.get_submodule(layer_name)
-    norm: Any = model.get_submodule(norm_name)
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
-    weight = layer.weight.double() * scale.view(-1, *(1,) * (layer.weight.ndim - 1))
-    _set(layer, "bias", shift if layer.bias is None else layer.bias * scale + shift)
-    _set(layer, "weight", weight)
-    parent, _, name = norm_name.rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.Identity())
-
-
-def _first_rewritten(
-    model: nn.Module, x: Tensor, how: str, index: Callable[[Tensor, Tensor], Int[Tensor, " units"]]
-) -> nn.Module:
-    """The first copy that agrees, from the pairs of layers that mix their inputs and follow each other.
-
-    `index` says by the two weights which of the old units the new ones are.
-
-    Raises:
-        NotApplicableError: none does.
-    """
-    calls = _calls(model, x[:1])
-    mixing = [
-        place
-        for place, call in enumerate(calls)
-        if isinstance(call.module, LINEAR) and getattr(call.module, "groups", 1) == 1
-    ]
-    screen = Probes.of(model, x[:SCREENED])
-    for start, end in pairwise(mixing):
-        modules: list[Any] = [calls[place].module for place in (start, end)]
-        first, last = (module.weight.detach() for module in modules)
-        if len(first) == 1 or last.shape[1] % len(first):
-            continue
-        try:
-            rewritten = _reindexed(model, [call.name for call in calls[start : end + 1]], index(first, last))
-            if screen.agree(rewritten) and Probes.of(model, x).agree(rewritten):
-                return rewritten
-        except Exception:
-            # A forward pass may raise anything at a number of units that it does not expect.
-            continue
-    raise NotApplicableError(
-        f"units cannot be {how}: none of the {max(len(mixing) - 1, 0)} pairs of consecutive layers is connected "
-        "with each other and nothing else"
-    )
-
-
-def _reindexed(model: nn.Module, names: Sequence[str], index: Int[Tensor, " units"]) -> nn.Module:
-    """A copy in which unit u of the first of these layers is unit `index[u]` of old; the last one reads the copies.
-
-    Copies of one unit share its outgoing weights evenly.
-    """
-    rewritten = copy.deepcopy(model)
-    modules: list[Any] = [rewritten.get_submodule(name) for name in names]
-    first, *between, last = modules
-    units = len(first.weight)
-    index = index.to(first.weight.device)
-    for module in (first, *between):
-        own = dict((*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)))
-        for name, tensor in own.items():
-            if tensor.ndim and len(tensor) == units:
-                _set(module, name, tensor.detach()[index])
-        sizes = SIZES if module is first else (*SIZES, "in_channels", "groups")
-        for size in sizes:
-            if getattr(module, size, None) == units:
-                setattr(module, size, len(index))
-    # Behind a flattening, the positions of a unit follow each other.
-    positions = last.weight.shape[1] // units
-    columns = (index[:, None] * positions + torch.arange(positions, device=index.device)).flatten()
-    share = (1 / index.bincount()[index].double()).repeat_interleave(positions)
-    weight = last.weight.detach()[:, columns]
-    _set(last, "weight", weight * share.view(-1, *(1,) * (weight.ndim - 2)))
-    setattr(last, "in_features" if isinstance(last, nn.Linear) else "in_channels", len(columns))
-    return rewritten
-
-
-def _set(module: Any, name: str, value: Tensor) -> None:
+def set_tensor(module: Any, name: str, value: Tensor) -> None:
     """Give a module another parameter or buffer, in the type of the old ones."""
     old = getattr(module, name)
     value = value.detach().to((module.weight if old is None else old).dtype)

@@ -116,6 +116,19 @@ def test_a_nested_cascade_ends_in_the_full_randomization_whichever_way_it_goes()
     assert digest(state(full(case, 2, how).model)) != whole
 
 
+def test_a_head_that_starts_at_zero_is_drawn_so_that_a_random_transformer_has_an_output():
+    case = case_for("transformer", n=3)
+    assert not NETWORKS["transformer"][0]().heads.head.weight.any()
+    assert case.source.note == "twins by constructor; zero weights by reset_parameters: heads.head"
+    stages = [full(case, draw, Randomization()) for draw in range(2)]
+    for stage in stages:
+        assert stage.model.heads.head.weight.unique().numel() > 1
+        assert not output_of(case, stage).pearson.isnan().any()
+        assert case.explain(stage.model).abs().sum() > 0
+    assert not torch.equal(*(stage.model.heads.head.weight for stage in stages))
+    assert case_for("resnet20").source.note == "twins by constructor"
+
+
 @pytest.mark.parametrize("mode", [*MODES, "full"])
 def test_only_randomized_blocks_have_their_statistics_estimated_again(mode):
     model, x, _ = network("functional", n=64)

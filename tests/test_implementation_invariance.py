@@ -11,7 +11,7 @@ import harness
 from cases import Functional, Linear, case_of, network, rows, values
 from harness.catalogue import METHODS
 from harness.metrics.implementation_invariance import REWRITINGS
-from harness.metrics.rewriting import batch_norm_folded, unit_duplicated, units_permuted
+from harness.metrics.equivalent_networks import batch_norm_folded, unit_duplicated, units_permuted
 from harness.networks import CifarResNet
 from harness.registry import Method
 from harness.types import NotApplicableError

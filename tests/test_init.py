@@ -107,7 +107,7 @@ def test_a_table_gets_what_applies_to_tables(tmp_path):
     text, study = study_of("mlp", "{source: csv:table.csv, held_out: test}", tmp_path)
     assert "grad_cam does not apply: needs positions, got a table" in text
     assert "grad_cam" not in {method.label for method in study.methods}
-    assert {metric.label for metric in study.metrics} >= {"completeness", "pixel_flipping"}
+    assert {metric.label for metric in study.metrics} >= {"random_logit", "completeness", "pixel_flipping"}
 
 
 def test_recordings_become_a_study_of_signals(tmp_path):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cases import Functional, Linear, case_of, network, rows, values
-from harness.metrics.rewriting import shift_absorbed
+from harness.metrics.shift_absorption import shift_absorbed
 from harness.random import Draws
 from harness.space import InputSpace
 from harness.types import InputError, NotApplicableError
@@ -231,9 +231,9 @@ def first_normalizes():
         (first_normalizes(), "so that nothing can absorb a shift: BatchNorm2d '0', which is neither, does"),
         (
             TwoReaders(True),
-            r"new biases in 'stem', 'shortcut' the logits of the shifted input still differ by [\d.]+ of",
+            r"biases in 'stem', 'shortcut' do not absorb the shift.*: the logits differ by [\d.]+ of.* \(float32\)",
         ),
-        (network("in_place")[0], r"new biases in 'first' the logits .* so something else sees the input as well"),
+        (network("in_place")[0], r"new biases in 'first' do not absorb the shift, as if something else saw the in"),
     ],
 )
 def test_a_network_that_cannot_absorb_a_shift_is_not_applicable_with_the_reason(model, message):
