@@ -1,5 +1,6 @@
 """What a metric sees: one model, one block of samples, one method."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -273,6 +274,15 @@ class Case:
 
     def _chunks(self, size: int) -> list[slice]:
         return [slice(start, start + self.chunk) for start in range(0, size, self.chunk)]
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A network of its own, with copies of everything.
+
+    `copy.deepcopy` refuses tensors with a graph, as a weight norm leaves them in its module until it is called again.
+    """
+    tensors = [each for module in model.modules() for each in vars(module).values() if isinstance(each, Tensor)]
+    return copy.deepcopy(model, {id(each): each.detach().clone() for each in tensors if not each.is_leaf})
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
             left.text(0.01, place, "invalid", fontsize=7, va="center", color="grey")
     left.set_yticks(range(len(methods)), methods, fontsize=8)
     left.invert_yaxis()
-    left.set_xlim(-0.3, 1.1)
+    left.set_xlim(min(-0.1, judged["low"].min() - 0.05), max(1.1, judged["high"].max() + 0.05))
     left.set_xlabel("share of the similarity above chance that survives")
     left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     signed = judged[(judged["sign"] == "signed") & judged["low"].notna()]
@@ -157,9 +157,8 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
     for axis in (left, right):
         for word, at, colour in (("pass", thresholds.pass_below, 2), ("fail", thresholds.fail_above, 3)):
             axis.axvline(at, color=COLOURS[colour], ls=":", lw=1)
-            axis.text(
-                at, 1.005, word, color=COLOURS[colour], fontsize=7, ha="center", transform=axis.get_xaxis_transform()
-            )
+            placed = {"transform": axis.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"}
+            axis.text(at, 0.01, word, color=COLOURS[colour], fontsize=7, **placed)
         axis.grid(alpha=0.2)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -148,7 +148,7 @@ def survival(
     F is the shift floor, C the re-run ceiling. PASS if the upper limit of r is below 0.2; FAIL if the lower limit
     is above 0.5, or if two randomized networks agree to within 0.05 of the ceiling; else, or with fewer than 10
     draws, INCONCLUSIVE. INVALID if more than 10 % of the pairs are undefined, the network's own output clearly did not
-    change, C is below 0.5, or any of these is unknown; r is then NaN.
+    change, C is below 0.5 or not above F, or any of these is unknown; r is then NaN.
 
     Args:
         test: similarity of maps before and after the randomization.
@@ -160,9 +160,8 @@ def survival(
     """
     top = mean_of(ceiling)
     undefined = float(np.isnan(test).mean()) if test.size else 1.0
-    floors = [floor_shift] if floor_random is None else [floor_shift, floor_random]
-    unknown = any(math.isnan(mean_of(floor)) for floor in floors)
-    invalid = _invalid(undefined, output, top, unknown, thresholds)
+    floors = [mean_of(floor) for floor in (floor_shift, floor_random) if floor is not None]
+    invalid = _invalid(undefined, output, top, floors, thresholds)
     if invalid:
         return Survival("INVALID", invalid, NO_INTERVAL)
     linearized = _linearized(test - floor_shift, ceiling - floor_shift)
@@ -175,19 +174,25 @@ def survival(
     return _judge(r, _estimate(linearized), thresholds)
 
 
-def _invalid(undefined: float, output: Values | None, ceiling: float, unknown: bool, thresholds: Thresholds) -> str:
+def _invalid(
+    undefined: float, output: Values | None, ceiling: float, floors: list[float], thresholds: Thresholds
+) -> str:
     """Why nothing can be concluded, or empty."""
     if undefined > thresholds.degenerate_at_most:
         return f"{undefined:.0%} of the comparisons are undefined (constant maps)"
     if output is not None:
         change = mean_interval(output)
+        if np.isnan(change.value):
+            return "how far the network's own output changed is unknown (constant or infinite logits)"
         # Over two or three logits a correlation is nearly +1 or -1 by chance, so the mean alone says little.
         least = change.value if np.isnan(change.low) else change.low
         if not least <= thresholds.output_at_most:
             return f"the network's own output hardly changed (correlation {change.value:.2f})"
     if not ceiling >= thresholds.ceiling_at_least:
         return f"uninformative: two calls on the same network agree to {ceiling:.2f} only"
-    return "the level of chance is unknown: a floor has no defined value (it needs two draws)" if unknown else ""
+    if any(map(math.isnan, floors)):
+        return "the level of chance is unknown: a floor has no defined value (it needs two draws)"
+    return f"chance alone reaches the ceiling of {ceiling:.2f}: nothing to lie between" if floors[0] >= ceiling else ""
 
 
 def _judge(r: Interval, estimate: _Estimate, thresholds: Thresholds) -> Survival:
@@ -198,6 +203,8 @@ def _judge(r: Interval, estimate: _Estimate, thresholds: Thresholds) -> Survival
     if r.low > thresholds.fail_above:
         reason = f"at least {r.low:.0%} of the similarity above chance survives"
         return Survival("FAIL", reason, r, estimate.chance(thresholds.fail_above))
+    if np.isnan(r.low):
+        return Survival("INCONCLUSIVE", "one sample has no interval", r)
     return Survival("INCONCLUSIVE", f"{r.low:.0%} to {r.high:.0%} of the similarity above chance survives", r)
 
 
@@ -208,13 +215,14 @@ def left_above(
 ) -> Interval:
     """The ratio of means (test - floor) / (ceiling - floor) with its interval, the floor averaged for each sample.
 
-    For a test whose floor was measured in other draws than its own, such as a stage of a cascade.
+    For a test whose floor was measured in other draws than its own, such as a stage of a cascade. NaN where the ceiling
+    is not above the floor.
     """
     known = ~np.isnan(floor).all(1)
     each = np.full((len(floor), 1), np.nan)
     each[known, 0] = np.nanmean(floor[known], 1)
     above = test - each
-    if np.isnan(above).all() or np.isnan(ceiling - each).all():
+    if np.isnan(above).all() or not mean_of(ceiling - each) > 0:
         return NO_INTERVAL
     return mean_interval(_linearized(above, ceiling - each))
 

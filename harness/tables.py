@@ -53,7 +53,8 @@ def headlines(stack: Stack) -> Iterator[Row]:
         median = info["summary_statistic"] == "median"
         row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
         row |= asdict(median_interval(values.mean(1)) if median else mean_interval(values))
-        row |= {"undefined": int(np.isnan(values).sum()), "reason": commonest(reasons)}
+        reason = commonest(reasons) if found else f"{info['headline']} is not among the measures"
+        row |= {"undefined": int(np.isnan(values).sum()), "reason": reason}
     elif status == "not_applicable":
         row["reason"] = commonest(Counter(s["reason"] for s in stack.states if s["status"] == status))
     elif status == "failed":

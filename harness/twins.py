@@ -1,12 +1,12 @@
 """Twins: randomly initialized networks of the same architecture."""
 
-import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from harness.case import copy_of
 from harness.random import seed_of, torch_seeded
 
 
@@ -14,12 +14,12 @@ def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: objec
     """A network like `model` with parameters drawn anew; a function of the key and the architecture alone.
 
     From the constructor where there is one. Otherwise each module of a copy re-draws its parameters by its
-    own `reset_parameters`; parameters of modules without one are shuffled within the tensor. Layers that a constructor
+    own `reset_parameters`; parameters that none draws are shuffled within the tensor. Layers that a constructor
     starts with a weight of zeros, as some start the head of a transformer, are re-drawn too: behind them a new network
     is constant and has no maps.
     """
     with torch_seeded("twin", *key), torch.device("cpu"):
-        twin = build() if build else _redrawn(model)
+        twin = build() if build else _redrawn(model)[0]
         for reset in _silent(twin).values():
             reset()
     reference = next(iter(model.parameters()), None)
@@ -33,7 +33,8 @@ def twin_note(model: nn.Module, build: Callable[[], nn.Module] | None) -> str:
         with torch_seeded("note"), torch.device("cpu"):
             silent = ", ".join(_silent(build()))
         return "twins by constructor" + (f"; zero weights by reset_parameters: {silent}" if silent else "")
-    shuffled = [name for name, module in model.named_modules() if _own(module) and not _reset(module)]
+    with torch_seeded("note"), torch.device("cpu"):
+        shuffled = _redrawn(model)[1]
     names = ", ".join(name or "the network's own" for name in shuffled)
     return "twins by reset_parameters" + (f"; shuffled within the tensor: {names}" if shuffled else "")
 
@@ -56,21 +57,30 @@ def _reset(module: nn.Module) -> Callable[[], None] | None:
     return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
 
 
-def _redrawn(model: nn.Module) -> nn.Module:
+def _redrawn(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network with parameters drawn by its modules, and the names of those with parameters that were shuffled."""
     # On the CPU, where the generator is the same on every machine.
-    twin = copy.deepcopy(model).cpu()
-    for module in twin.modules():
+    twin, shuffled = copy_of(model).cpu(), []
+    for name, module in twin.named_modules():
         if isinstance(module, _NormBase):
             module.reset_running_stats()
-        reset = _reset(module) if _own(module) else None
-        if reset:
+        own, reset = _own(module), _reset(module)
+        left = own
+        if own and reset:
+            before = [parameter.detach().clone() for parameter in own]
             reset()
-            continue
-        for parameter in _own(module):
+            # A weight under a weight norm or a spectral norm is no parameter: what it is made of is, and not drawn.
+            left = [parameter for parameter, old in zip(own, before, strict=True) if _as_it_was(parameter, old)]
+        shuffled += [name] if left else []
+        for parameter in left:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             order = torch.randperm(parameter.numel(), generator=generator)
             parameter.data.copy_(parameter.data.flatten()[order].view_as(parameter))
-    return twin
+    return twin, shuffled
+
+
+def _as_it_was(parameter: Tensor, old: Tensor) -> bool:
+    return torch.equal(parameter, old) and bool((old != old.flatten()[:1]).any())
 
 
 def constructor_fault(model: nn.Module, build: Callable[[], nn.Module]) -> str:

@@ -1,11 +1,11 @@
 """The small shared vocabulary: scores, and the two ways in which a cell can end without them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 Role = Literal["test", "floor_shift", "floor_random", "floor_other", "ceiling_rerun", "ceiling_retrain"]
@@ -22,6 +22,19 @@ Count = Annotated[int, Field(ge=1)]
 
 NonNegative = Annotated[int, Field(ge=0)]
 """An option that must be at least 0."""
+
+S = TypeVar("S", bound=Sequence[str])
+
+
+def _distinct(names: S) -> S:
+    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)} named twice")
+    return names
+
+
+Distinct = AfterValidator(_distinct)
+"""Of an option that is a list of names: none may be named twice, for then scores are yielded twice."""
 
 
 class NotApplicableError(Exception):

@@ -206,7 +206,10 @@ def sensitivity(stages: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.Da
         elif key[-1] == "independent":
             said = f"to {len(names)} of {count} blocks alone: {', '.join(names)}"
         else:
-            said = f"from {names[0]} on, stage {int(noticed['stage_index'].iloc[0])} of {count}"
+            first = int(noticed["stage_index"].iloc[0])
+            again = group[known & (group["stage_index"] > first) & ~group["stage"].isin(names)]["stage"]
+            said = f"from {names[0]} on, stage {first} of {count}"
+            said += f", but not at {', '.join(again)}" if len(again) else ""
         said += "" if known.all() or not known.any() else f"; unknown at {', '.join(group.loc[~known, 'stage'])}"
         rows.append({**dict(zip(labels, key, strict=True)), "sensitive": said})
     return pd.DataFrame(rows)

@@ -1,6 +1,5 @@
 """Randomized versions of a trained network, block by block. The trained network is never written to."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,10 +7,11 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from harness.case import Block, Case, counted
+from harness.case import Block, Case, copy_of, counted
 from harness.metrics.similarity import pearson
+from harness.types import NotApplicableError
 
 BatchNormPolicy = Literal["keep", "reset", "recalibrate"]
 CascadeMode = Literal["top_down", "bottom_up", "independent"]
@@ -62,13 +62,13 @@ def cascade(case: Case, mode: CascadeMode, draw: int, how: Randomization) -> Ite
     """
     blocks = case.source.blocks
     order = blocks if mode == "bottom_up" else tuple(reversed(blocks))
-    twin, model = case.twin(draw), copy.deepcopy(case.model)
+    twin, model = case.twin(draw), copy_of(case.model)
     for index, block in enumerate(order, 1):
         fresh, randomized = [block], order[:index]
         if how.fresh:
             twin, fresh = case.twin(draw, index), list(randomized)
         if mode == "independent":
-            model, randomized, fresh = copy.deepcopy(case.model), (block,), [block]
+            model, randomized, fresh = copy_of(case.model), (block,), [block]
         for each in fresh:
             _copy(each, twin, model, how.batch_norm)
         key = (mode, draw, index, how)
@@ -78,7 +78,7 @@ def cascade(case: Case, mode: CascadeMode, draw: int, how: Randomization) -> Ite
 def full(case: Case, draw: int, how: Randomization) -> Stage:
     """Every block holds the twin's parameters; without `fresh`, the last stage of `top_down` and of `bottom_up`."""
     blocks = case.source.blocks
-    twin, model = case.twin(draw), copy.deepcopy(case.model)
+    twin, model = case.twin(draw), copy_of(case.model)
     for block in blocks:
         _copy(block, twin, model, how.batch_norm)
     key = ("full", draw, len(blocks), how)
@@ -86,7 +86,9 @@ def full(case: Case, draw: int, how: Randomization) -> Stage:
 
 
 def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNormPolicy) -> None:
-    names = block.parameters if batch_norm == "keep" else (*block.parameters, *block.buffers)
+    # Running statistics and no others: a spectral norm, say, goes with its weights.
+    kept = [owner for owner, module in model.named_modules() if batch_norm == "keep" and isinstance(module, _NormBase)]
+    names = (*block.parameters, *(name for name in block.buffers if name.rpartition(".")[0] not in kept))
     theirs = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
     ours = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
@@ -123,7 +125,13 @@ def _estimate(case: Case, model: nn.Module, norms: Sequence[_BatchNorm]) -> None
     with torch.no_grad(), counted(model, case.passes):
         # Nearly equal batches, because each counts the same; clones, because a model may write in place.
         for batch in inputs.tensor_split(-(-len(inputs) // BATCH)):
-            model(batch.clone())
+            try:
+                model(batch.clone())
+            except ValueError as error:
+                if len(inputs) > 1:
+                    raise
+                advice = "give more samples, or batch_norm: keep or reset"
+                raise NotApplicableError(f"one sample gives no batch-norm statistics: {advice}") from error
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
         module.eval()

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from harness.metrics.preprocessing import (
@@ -20,9 +21,12 @@ from harness.metrics.preprocessing import (
 )
 from harness.metrics.similarity import Prepared, centred, largest, ranked, vectors
 from harness.metrics.structure import LEAST_SIDE, WINDOW, Descriptors, descriptors, windows
-from harness.types import Score
+from harness.types import Distinct, NotApplicableError, Score
 
 Measure = Literal["spearman", "pearson", "cosine", "ssim", "hog", "top_k"]
+Measures = Annotated[Sequence[Measure], Field(min_length=1), Distinct]
+"""An option that names the measures of a test."""
+
 MEASURES: tuple[Measure, ...] = ("spearman", "ssim", "hog")
 VIEWS: tuple[tuple[Channels, str], ...] = (("sum", "signed"), ("abs_sum", "absolute"))
 FRACTION = 0.1
@@ -93,6 +97,9 @@ def ready(maps: Float[Tensor, "n *shape"], whose: str, measures: Sequence[Measur
         maps: raw maps [n,c,h,w], [n,c,t] or, for tables, [n,f].
         whose: the maps, named in reasons.
         measures: of similarity.
+
+    Raises:
+        NotApplicableError: none of the measures applies.
     """
     parts = []
     for channels, sign in VIEWS:
@@ -104,6 +111,9 @@ def ready(maps: Float[Tensor, "n *shape"], whose: str, measures: Sequence[Measur
         for measure in measures:
             for normalization, prepared in _prepared(measure, sign, values, table=maps.ndim == 2):
                 parts.append(Part(measure, channels, sign, normalization, prepared, undefined))
+    if not parts:
+        needs = f"ssim needs {WINDOW} positions an axis, hog images of {LEAST_SIDE} pixels a side"
+        raise NotApplicableError(f"{', '.join(measures)}: nothing to compare maps {list(maps.shape[1:])} by: {needs}")
     return Ready(tuple(parts), tuple(values.shape[1:]), whose)
 
 

@@ -10,12 +10,13 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor, nn
 
-from harness.case import Case
+from harness.case import Case, counted
 from harness.registry import metric
 from harness.types import Count, NotApplicableError, Score
 
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)
 NOT_REACHED = "the backward pass does not come by"
+OTHER_AXIS = "samples are not the first axis there"
 ONE_CHANNEL = "one channel has no direction"
 
 
@@ -32,7 +33,8 @@ def cosine_convergence(case: Case, *, pairs: Count = 5) -> Iterator[Score]:
     `floor_random`: the median for independent Gaussian vectors of that many channels. The row without a stage repeats
     that of the lowest block whose input has several channels and is reached: the headline.
 
-    Undefined where there is one channel only, and where no position is reached by the backward pass.
+    Undefined where there is one channel only, where no position is reached by the backward pass, and at the input of a
+    block that does not have the samples along its first axis, such as tokens that are.
 
     Args:
         case: what to test.
@@ -45,28 +47,30 @@ def cosine_convergence(case: Case, *, pairs: Count = 5) -> Iterator[Score]:
     entries = _entries(case)
     if not entries:
         raise NotApplicableError("the model has no block whose input could be looked at")
+    watched = _by_sample(case, entries)
     found: dict[tuple[int, str], list[Float[Tensor, " _"]]] = {}
-    channels: dict[str, int] = {}
+    channels = dict.fromkeys(entries, 0)
     for start in range(0, len(case.x), case.chunk):
         some = _part(case, slice(start, start + case.chunk))
         for draw in range(pairs):
-            first, second = (_carried(some, entries, draw, side) for side in (0, 1))
+            first, second = (_carried(some, watched, draw, side) for side in (0, 1))
             for block in entries:
                 pair = first.get(block), second.get(block)
                 found.setdefault((draw, block), []).append(_cosines(*pair, some.x))
-                channels[block] = pair[0].shape[1] if pair[0] is not None else 0
-    lowest = ""
+                channels[block] = pair[0].shape[1] if pair[0] is not None else channels[block]
+    lowest, reasons = "", {}
     for index, block in enumerate(reversed(entries), 1):
         where: dict[str, Any] = {"mode": "top_down", "stage": block, "stage_index": index}
         if channels[block] > 1:
             floor = torch.full((len(case.x),), chance(channels[block]), dtype=torch.float64, device=case.x.device)
             yield Score("cosine", floor, role="floor_random", **where)
         lowest = block if channels[block] > 1 or not lowest else lowest
-        reason = ONE_CHANNEL if channels[block] == 1 else NOT_REACHED
+        unreached = NOT_REACHED if block in watched else OTHER_AXIS
+        reasons[block] = ONE_CHANNEL if channels[block] == 1 else unreached
         for draw in range(pairs):
-            yield _score(torch.cat(found[draw, block]), reason, draw=draw, **where)
+            yield _score(torch.cat(found[draw, block]), reasons[block], draw=draw, **where)
     for draw in range(pairs):
-        yield _score(torch.cat(found[draw, lowest]), NOT_REACHED, draw=draw)
+        yield _score(torch.cat(found[draw, lowest]), reasons[lowest], draw=draw)
 
 
 def _score(values: Float[Tensor, " n"], reason: str, **labels: Any) -> Score:
@@ -83,6 +87,25 @@ def _entries(case: Case) -> dict[str, str]:
     """Block -> the module whose input is looked at: the one that holds its first parameter."""
     owners = {block.name: block.parameters[0].rpartition(".")[0] for block in case.source.blocks}
     return {block: owner for block, owner in owners.items() if owner}
+
+
+def _by_sample(case: Case, entries: dict[str, str]) -> dict[str, str]:
+    """The entries whose input has the samples along its first axis; by chance others may be as long."""
+    wrong: set[str] = set()
+
+    def expects(count: int, block: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and inputs[0].shape[:1] != (count,):
+                wrong.add(block)
+
+        return hook
+
+    for count in (1, 2):
+        with ExitStack() as hooks, torch.no_grad(), counted(case.model, case.passes):
+            for block, owner in entries.items():
+                hooks.callback(case.model.get_submodule(owner).register_forward_pre_hook(expects(count, block)).remove)
+            case.model(torch.cat([case.x[:1]] * count))
+    return {block: owner for block, owner in entries.items() if block not in wrong}
 
 
 def _part(case: Case, part: slice) -> Case:
@@ -117,14 +140,14 @@ class _Catcher:
         self.conserves, self.target = case.explainer.method.conserves, case.target
         self.samples = len(case.x)
         self.draws, self.draw = case.draws("cosine_convergence", side), draw
-        self.input = case.x
+        self.input = 0
         self.outputs: list[Tensor] = []
         self.started: list[int] = []
         self.caught: dict[str, Tensor] = {}
 
     def enter(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Note what the model was given."""
-        self.input = inputs[0]
+        """Note where what the model was given lies in memory."""
+        self.input = _place(inputs[0])
 
     def start(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         """Put noise in the place of the gradient at the logits."""
@@ -160,12 +183,14 @@ class _Catcher:
             if not isinstance(x, Tensor) or not x.requires_grad or len(x) != self.samples:
                 return inputs
             # A sum would end the rule that some methods have for the input.
-            copied = x if _share(x, self.input) else x + 0
+            copied = x if _place(x) == self.input else x + 0
             axis = x.ndim - 1 if isinstance(module, CHANNELS_LAST) else 1
             # The copy is what this block alone sends down; the tensor itself, where rules leave it in the graph,
             # adds what comes past the block, and its hook is called later.
+            # A hook must hold nothing that has a graph: a graph that holds its own hook is never freed.
+            values = x.detach()
             for tensor in (copied, x):
-                tensor.register_hook(lambda gradient: self._catch(block, x.detach(), gradient, axis))
+                tensor.register_hook(lambda gradient: self._catch(block, values, gradient, axis))
             return tuple(copied if each is x else each for each in inputs)
 
         return watch
@@ -175,8 +200,8 @@ class _Catcher:
         self.caught[block] = signal.movedim(axis, 1).reshape(len(signal), signal.shape[axis], -1)
 
 
-def _share(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _cosines(

@@ -4,60 +4,60 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.metrics.rewriting import LINEAR, Original, calls_of, copy_to_rewrite, set_tensor
+from harness.metrics.rewriting import LINEAR, Call, Original, copy_to_rewrite, set_tensor
 from harness.types import NotApplicableError
 
 SIZES = ("out_channels", "out_features", "num_features", "num_parameters")
 
-Index = Callable[[Tensor, Tensor], Int[Tensor, " units"]]
-"""Which of the old units the new ones are, by the weights of the layer that makes them and of the one that reads."""
+Index = Callable[[int, Call], Int[Tensor, " units"]]
+"""Which of the old units the new ones are, by how many there are and the call of the layer that reads them."""
 
 
-def units_permuted(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
+def units_permuted(original: Original) -> nn.Module:
     """A copy in which the units of a hidden layer stand in reverse order.
 
     The first pair of consecutive layers that allows it is taken. What lies between them and holds one number for each
     unit (batch norm, depthwise convolution) is reversed as well. Reversed groups are groups, for a group norm.
 
     Args:
-        model: returns logits [n, classes]; never written to. The copy shares the layers that stay as they are.
-        x: samples to trace the model and to check the copy with.
+        original: the network.
 
     Raises:
         NotApplicableError: no pair of consecutive layers can be rewritten.
     """
-    return _units_indexed(model, x, "permuted", lambda first, _: torch.arange(len(first)).flip(0))
+    return _units_indexed(original, "permuted", lambda units, _: torch.arange(units).flip(0))
 
 
-def unit_duplicated(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
-    """A copy in which a unit of a hidden layer is there twice, each with half of the outgoing weights.
+def unit_duplicated(original: Original) -> nn.Module:
+    r"""A copy in which a unit of a hidden layer is there twice, each with half of the outgoing weights.
 
-    The unit is the one with the largest product of the norms of its incoming and of its outgoing weights.
+    The unit is the one that says most to the next layer on a sample, by $\sum_p |a_{up}| \, \|w_u\|_2$ for its values a
+    at positions p and its outgoing weights w.
 
     Args:
-        model: returns logits [n, classes]; never written to. The copy shares the layers that stay as they are.
-        x: samples to trace the model and to check the copy with.
+        original: the network.
 
     Raises:
         NotApplicableError: no pair of consecutive layers can be rewritten.
     """
 
-    def index(first: Tensor, last: Tensor) -> Tensor:
-        incoming = first.flatten(1).norm(dim=1)
-        outgoing = last.transpose(0, 1).reshape(len(first), -1).norm(dim=1)
-        return torch.cat([torch.arange(len(first)), (incoming * outgoing).argmax().cpu()[None]])
+    def index(units: int, reader: Call) -> Tensor:
+        layer: Any = reader.module
+        values = reader.input.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).reshape(units, -1).abs().sum(1)
+        outgoing = layer.weight.detach().transpose(0, 1).reshape(units, -1).norm(dim=1)
+        return torch.cat([torch.arange(units), (values * outgoing).argmax().cpu()[None]])
 
-    return _units_indexed(model, x, "duplicated", index)
+    return _units_indexed(original, "duplicated", index)
 
 
-def batch_norm_folded(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
+def batch_norm_folded(original: Original) -> nn.Module:
     r"""A copy without the batch norms that follow a linear layer: $W' = s W$, $b' = s (b - \mu) + \beta$.
 
     With $s = \gamma / \sqrt{\sigma^2 + \epsilon}$. All batch norms that take the very output of a linear layer or
@@ -65,14 +65,12 @@ def batch_norm_folded(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
     else reads the output of one of the layers.
 
     Args:
-        model: returns logits [n, classes], in evaluation mode; never written to. The copy shares the layers that stay
-            as they are.
-        x: samples to trace the model and to check the copy with.
+        original: the network.
 
     Raises:
         NotApplicableError: there are none, or something else reads the output of each of the layers.
     """
-    calls = calls_of(model, x[:1])
+    calls = original.calls
     times = Counter(call.name for call in calls)
     makers = {id(call.output): call for call in calls if isinstance(call.module, LINEAR) and times[call.name] == 1}
     pairs = [
@@ -82,7 +80,6 @@ def batch_norm_folded(model: nn.Module, x: Float[Tensor, "n ..."]) -> nn.Module:
     ]
     if not pairs:
         raise NotApplicableError("no batch norm follows a linear layer or convolution")
-    original = Original(model, x)
     for together in (pairs, *([pair] for pair in pairs)):
         try:
             return original.rewritten(partial(_folded, pairs=together))
@@ -108,27 +105,26 @@ def _folded(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> nn.Module:
     return rewritten
 
 
-def _units_indexed(model: nn.Module, x: Tensor, how: str, index: Index) -> nn.Module:
+def _units_indexed(original: Original, how: str, index: Index) -> nn.Module:
     """The first copy that is the same function, from the pairs of layers that mix their inputs and follow each other.
 
     Raises:
         NotApplicableError: none is.
     """
-    calls = calls_of(model, x[:1])
+    calls = original.calls
     mixing = [
         place
         for place, call in enumerate(calls)
         if isinstance(call.module, LINEAR) and getattr(call.module, "groups", 1) == 1
     ]
-    original = Original(model, x)
     for start, end in pairwise(mixing):
-        modules: list[Any] = [calls[place].module for place in (start, end)]
-        first, last = (module.weight.detach() for module in modules)
+        names = [call.name for call in calls[start : end + 1]]
+        first, last = (cast(nn.Linear, calls[place].module).weight for place in (start, end))
         if len(first) == 1 or last.shape[1] % len(first):
             continue
-        names = [call.name for call in calls[start : end + 1]]
         try:
-            return original.rewritten(partial(_reindexed, names=names, index=index(first, last)))
+            indices = index(len(first), calls[end])
+            return original.rewritten(partial(_reindexed, names=names, index=indices))
         except NotApplicableError:
             continue
     raise NotApplicableError(

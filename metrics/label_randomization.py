@@ -1,12 +1,12 @@
 """The data randomization test: does the map differ from that of a network that learnt nothing but noise?"""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 
 from harness.case import Case, Partner
-from harness.metrics.comparison import MEASURES, Measure, Ready, compare, ready
+from harness.metrics.comparison import MEASURES, Measures, Ready, compare, ready
 from harness.registry import metric
 from harness.types import Score
 
@@ -19,7 +19,7 @@ from harness.types import Score
     needs=("partner",),
     uses=("second_partner", "retrained"),
 )
-def label_randomization(case: Case, *, measures: Sequence[Measure] = MEASURES) -> Iterator[Score]:
+def label_randomization(case: Case, *, measures: Measures = MEASURES) -> Iterator[Score]:
     r"""Label randomization test: similarity of $A(f_{true}, x)$ and $A(f_{permuted}, x)$ on held-out samples.
 
     The partner $f_{permuted}$ is the same architecture and recipe, trained on permuted labels until it has memorized
@@ -41,6 +41,9 @@ def label_randomization(case: Case, *, measures: Sequence[Measure] = MEASURES) -
     Args:
         case: what to test.
         measures: of similarity; see `harness.metrics.comparison`.
+
+    Raises:
+        NotApplicableError: none of the measures applies to these maps.
     """
     partner, second, retrained = case.partner(), case.partner(other=True), case.retrained()
     predicted = case.logits(case.x).argmax(1)

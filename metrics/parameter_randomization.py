@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from harness.case import Case
 from harness.metrics.cascade import BatchNormPolicy, CascadeMode, Randomization, Stage, cascade, full, output_of
-from harness.metrics.comparison import MEASURES, Measure, Ready, compare, ready
+from harness.metrics.comparison import MEASURES, Measures, Ready, compare, ready
 from harness.registry import metric
-from harness.types import Count, NonNegative, NotApplicableError, Score
+from harness.types import Count, Distinct, NonNegative, NotApplicableError, Score
 
 
 @metric(family="randomization", direction="lower", headline="spearman", version=2, uses=("retrained",))
@@ -20,11 +20,11 @@ def parameter_randomization(
     *,
     full_draws: Count = 10,
     cascade_draws: NonNegative = 3,
-    modes: Sequence[CascadeMode] = ("top_down",),
+    modes: Annotated[Sequence[CascadeMode], Distinct] = ("top_down",),
     batch_norm: BatchNormPolicy = "recalibrate",
     fresh: bool = False,
     repredict: bool = False,
-    measures: Sequence[Measure] = MEASURES,
+    measures: Measures = MEASURES,
 ) -> Iterator[Score]:
     r"""Model parameter randomization test: similarity of $A(f_\theta, x)$ and $A(f_{\theta_k}, x)$.
 
@@ -55,7 +55,7 @@ def parameter_randomization(
         measures: of similarity; see `harness.metrics.comparison`.
 
     Raises:
-        NotApplicableError: the model has no parameters.
+        NotApplicableError: the model has no parameters, or none of the measures applies to its maps.
     """
     if not case.source.blocks:
         raise NotApplicableError("the model has no parameters that could be randomized")
@@ -85,7 +85,7 @@ class _Test:
 
     case: Case
     repredict: bool
-    measures: Sequence[Measure]
+    measures: Measures
     ours: Ready
 
     def ready(self, maps: Float[Tensor, "n ..."]) -> Ready:
@@ -111,7 +111,8 @@ class _Test:
         yield from compare(self.ours, maps, **_place(stage))
         output = output_of(self.case, stage)
         flat = output.pearson.isnan()
-        yield Score("output_pearson", output.pearson, {"constant logits": flat} if flat.any() else {}, **_place(stage))
+        reason = {"constant or infinite logits": flat} if flat.any() else {}
+        yield Score("output_pearson", output.pearson, reason, **_place(stage))
         yield Score("prediction_kept", output.kept.double(), **_place(stage))
 
     def floors(self, stage: Stage, maps: Ready, previous: Ready | None) -> Iterator[Score]:

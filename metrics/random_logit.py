@@ -1,6 +1,6 @@
 """The random logit test: does the map of one class differ from that of another?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from harness.case import Case
-from harness.metrics.comparison import MEASURES, Measure, compare, ready
+from harness.metrics.comparison import MEASURES, Measures, compare, ready
 from harness.registry import metric
 from harness.types import Count, Score
 
 
 @metric(family="randomization", direction="lower", headline="spearman")
-def random_logit(case: Case, *, class_draws: Count = 10, measures: Sequence[Measure] = MEASURES) -> Iterator[Score]:
+def random_logit(case: Case, *, class_draws: Count = 10, measures: Measures = MEASURES) -> Iterator[Score]:
     r"""Random logit test: similarity of $A(f, x, c)$ and $A(f, x, c')$, $c' \ne c$.
 
     Mode `random`: $c'$ is uniform among the other classes, drawn for each sample and draw. Modes `runner_up` and
@@ -31,6 +31,9 @@ def random_logit(case: Case, *, class_draws: Count = 10, measures: Sequence[Meas
         case: what to test.
         class_draws: random classes for each sample; a verdict needs 10.
         measures: of similarity; see `harness.metrics.comparison`.
+
+    Raises:
+        NotApplicableError: none of the measures applies to these maps.
     """
     ours = ready(case.maps, "explained class", measures)
     again = ready(case.explain(call="rerun"), "explained class", measures)

@@ -1,10 +1,11 @@
 """Two descendants of the parameter randomization test, as descriptors: neither says that a map is good."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from harness.case import Case
@@ -17,7 +18,11 @@ from harness.types import Count, NotApplicableError, Score
 
 @metric(family="randomization", direction=None, headline="entropy_rise")
 def efficient_parameter_randomization(
-    case: Case, *, full_draws: Count = 3, bins: Count = 100, batch_norm: BatchNormPolicy = "recalibrate"
+    case: Case,
+    *,
+    full_draws: Count = 3,
+    bins: Annotated[int, Field(ge=2)] = 100,
+    batch_norm: BatchNormPolicy = "recalibrate",
 ) -> Iterator[Score]:
     r"""Efficient MPRT: the relative rise of a map's complexity, $(H(A_r) - H(A)) / H(A)$, when all is randomized.
 
@@ -31,7 +36,7 @@ def efficient_parameter_randomization(
     Args:
         case: what to describe.
         full_draws: twins.
-        bins: of the histogram.
+        bins: of the histogram, at least 2.
         batch_norm: as in `parameter_randomization`.
 
     Raises:
@@ -55,9 +60,9 @@ def histogram_entropy(maps: Float[Tensor, "n *axes"], bins: int) -> Float[Tensor
     flat = maps.flatten(1).double()
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     place = ((flat - low) / (high - low) * bins).long().clamp(0, bins - 1)
-    share = torch.zeros(len(flat), bins, dtype=torch.float64, device=flat.device)
-    share.scatter_add_(1, place, torch.full_like(flat, 1 / flat.shape[1]))
-    return torch.special.entr(share).sum(1)
+    counts = torch.zeros(len(flat), bins, dtype=torch.int64, device=flat.device)
+    counts.scatter_add_(1, place, torch.ones_like(place))
+    return torch.special.entr(counts.double() / flat.shape[1]).sum(1)
 
 
 def _entropy(
@@ -73,7 +78,7 @@ def smooth_parameter_randomization(
     case: Case,
     *,
     samples: Count = 50,
-    noise: float = 0.1,
+    noise: Annotated[float, Field(ge=0)] = 0.1,
     cascade_draws: Count = 1,
     batch_norm: BatchNormPolicy = "recalibrate",
 ) -> Iterator[Score]:

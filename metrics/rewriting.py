@@ -5,10 +5,10 @@ suggests it and then checked: it is kept only if the logits agree, on samples an
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,12 +20,14 @@ from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.random import Draws
 from harness.types import NotApplicableError, Score
 
+K = TypeVar("K", bound=Hashable)
+
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PROBES = 4
 """Samples that two networks must agree on, and as many with noise."""
 
-Rewrite = Callable[[nn.Module], nn.Module]
-"""Makes a network that is built differently, and leaves the one that it is given alone."""
+Rewriting = Callable[["Original"], nn.Module]
+"""Makes a network that computes the same function, or raises `NotApplicableError` with the reason."""
 
 
 def relative_difference(
@@ -41,56 +43,70 @@ def relative_difference(
     return Score(measure, undefined_as_nan((a - b).norm(dim=1) / size, undefined), undefined, stage=stage)
 
 
-def made_once(case: Case, key: object, rewriting: Callable[[], nn.Module]) -> nn.Module:
-    """A rewritten network, or why there is none: asked for by every method, made once for a block of samples.
+def rewritten_networks(case: Case, rewritings: Mapping[K, Rewriting]) -> dict[K, nn.Module | str]:
+    """The network of a case rewritten in each of these ways, or why it cannot be; made once for all methods.
 
     Args:
-        case: the block of samples is its own.
-        key: says which network it is, whatever is explained with it.
-        rewriting: makes it.
+        case: only its network and its samples matter.
+        rewritings: by a key that says which network it is, whatever is explained with it.
 
     Raises:
-        NotApplicableError: there is none.
+        NotApplicableError: no rewriting of this network could be checked.
     """
     samples, known = case.source.shared.get("rewritings", ((), {}))
     if samples != tuple(case.samples):
         # Those of the last block only: they are checked with its samples, and memory does not grow.
         known = {}
         case.source.shared["rewritings"] = (tuple(case.samples), known)
-    if key not in known:
-        try:
-            known[key] = rewriting()
-        except NotApplicableError as lack:
-            # In words, because an exception would keep alive all that its frames know.
-            known[key] = str(lack)
-    if isinstance(known[key], str):
-        raise NotApplicableError(known[key])
-    network: nn.Module = known[key]
-    return network
+    if rewritings.keys() - known.keys():
+        original = Original(case.model, case.x)
+        for key in rewritings.keys() - known.keys():
+            try:
+                known[key] = rewritings[key](original)
+            except NotApplicableError as lack:
+                known[key] = str(lack)
+    return {key: known[key] for key in rewritings}
 
 
 class Original:
-    """A network that is to be rewritten, in its own precision and in double, with inputs to tell others from it by."""
+    """A network that is to be rewritten, in its own precision and in double, with inputs to tell others from it by.
+
+    Args:
+        model: returns logits [n, classes], in evaluation mode; never written to. A rewriting shares the layers that
+            stay as they are.
+        x: samples to trace the model and to check rewritings with.
+
+    Raises:
+        NotApplicableError: the logits are not such that others can be compared with them.
+    """
 
     def __init__(self, model: nn.Module, x: Float[Tensor, "n ..."]) -> None:
+        self.model = model
         # As many for a single sample, because each has noise of its own.
-        self._x = x[torch.arange(PROBES, device=x.device) % len(x)]
-        self._own = _Probe.of(model, self._x)
+        self.x = x[torch.arange(PROBES, device=x.device) % len(x)]
+        self._own = _Probe.of(model, self.x)
+
+    @cached_property
+    def calls(self) -> "list[Call]":
+        """The calls of layers for one sample, in the order of execution."""
+        return _calls(self.model, self.x[:1])
 
     @cached_property
     def _double(self) -> "_Probe | None":
         """In double precision; None where that is the network's own, or where it does not run in it throughout."""
-        if self._x.dtype == torch.float64:
+        if self.x.dtype == torch.float64:
             return None
         try:
             with _Narrowing() as narrowing:
-                probe = _Probe.of(copy.deepcopy(self._own.model).double(), self._x.double())
+                probe = _Probe.of(copy.deepcopy(self.model).double(), self.x.double())
         except Exception:
             # A forward pass may raise anything at numbers of a type that it does not expect.
             return None
         return None if narrowing.seen else probe
 
-    def rewritten(self, rewrite: Rewrite, shift: float | Float[Tensor, "..."] = 0.0) -> nn.Module:
+    def rewritten(
+        self, rewrite: Callable[[nn.Module], nn.Module], shift: float | Float[Tensor, "..."] = 0.0
+    ) -> nn.Module:
         """What `rewrite` makes of the network, if it computes the same function (of inputs that are shifted).
 
         In double precision as well, because the rounding of single precision hides what influences the logits little.
@@ -100,7 +116,7 @@ class Original:
             NotApplicableError: the logits differ, or the rewritten network cannot be made or run; with the reason.
         """
         try:
-            rewritten = rewrite(self._own.model)
+            rewritten = rewrite(self.model)
             self._own.check(rewritten, shift)
             if self._double:
                 self._double.check(rewrite(self._double.model), shift)
@@ -132,9 +148,15 @@ class _Probe:
         x = torch.cat([x, x + torch.where(size > 0, size, 1) * noise.to(x.dtype)])
         with torch.no_grad():
             logits = model(x.clone())
-        if not (logits.isfinite().all() and logits.any()):
-            raise NotApplicableError("a rewriting cannot be checked: the logits are zero everywhere, or not finite")
-        return cls(model, x, logits)
+        probe = cls(model, x, logits)
+        if not 0 < probe.spread < torch.inf:
+            raise NotApplicableError("a rewriting cannot be checked: the logits are always the same, or not finite")
+        return probe
+
+    @property
+    def spread(self) -> float:
+        """How far a logit gets from its mean. Not how large it is: that may be a bias, whatever the layers do."""
+        return float((self.logits - self.logits.mean(0)).abs().max())
 
     def check(self, rewritten: nn.Module, shift: float | Float[Tensor, "..."]) -> None:
         """Compare the logits of the inputs with those that another network gives the shifted inputs.
@@ -145,10 +167,10 @@ class _Probe:
         moved = torch.as_tensor(shift).to(self.x)
         with torch.no_grad():
             others = rewritten(self.x + moved)
-        deviation = float((self.logits - others).abs().max() / self.logits.abs().max())
+        deviation = float((self.logits - others).abs().max()) / self.spread
         if not deviation <= (1e-9 if self.x.dtype == torch.float64 else 1e-4):
             precision = str(self.x.dtype).removeprefix("torch.")
-            raise NotApplicableError(f"the logits differ by {deviation:.2g} of the largest ({precision})")
+            raise NotApplicableError(f"the logits differ by {deviation:.2g} of their spread ({precision})")
 
 
 class _Narrowing(TorchFunctionMode):
@@ -184,8 +206,7 @@ class Call:
         return f"{type(self.module).__name__} {self.name!r}"
 
 
-def calls_of(model: nn.Module, x: Float[Tensor, "1 ..."]) -> list[Call]:
-    """The calls of layers, in the order of execution."""
+def _calls(model: nn.Module, x: Float[Tensor, "1 ..."]) -> list[Call]:
     calls: list[Call] = []
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:

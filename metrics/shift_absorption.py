@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from harness.metrics.rewriting import LINEAR, Original, calls_of, copy_to_rewrite, set_tensor
+from harness.metrics.rewriting import LINEAR, Original, copy_to_rewrite, set_tensor
 from harness.types import NotApplicableError
 
 ROUNDING = 1e-10
 """What is smaller than this part of the largest response of a layer is rounding, in double precision."""
 
 
-def shift_absorbed(model: nn.Module, x: Float[Tensor, "n ..."], shift: float | Float[Tensor, "..."]) -> nn.Module:
+def shift_absorbed(original: Original, shift: float | Float[Tensor, "..."]) -> nn.Module:
     r"""A copy $f'$ with $f'(x + m) = f(x)$: the layers that take the input have $b' = b - W m$.
 
     `kindermans2019reliability`. $W m$ is read off each layer itself, as its response to $m$ without its bias. Where a
@@ -23,23 +23,22 @@ def shift_absorbed(model: nn.Module, x: Float[Tensor, "n ..."], shift: float | F
     the same as to pad $x + m$ with $m$, but the layer still takes the input itself, as rules for the input want it.
 
     Args:
-        model: returns logits [n, classes]; never written to. The copy shares the layers that stay as they are.
-        x: samples to trace the model and to check the copy with.
+        original: the network.
         shift: $m$, broadcastable to one sample [1, ...].
 
     Raises:
         NotApplicableError: no linear layer or convolution takes the input itself, or something else does too.
     """
-    calls = calls_of(model, x[:1])
-    readers = {call.name: call for call in calls if call.reads_input and isinstance(call.module, LINEAR)}
+    first = [call for call in original.calls if call.reads_input]
+    readers = {call.name: call for call in first if isinstance(call.module, LINEAR)}
     if not readers:
-        neither = [f"{call}, which is neither, does" for call in calls if call.reads_input]
+        neither = [f"{call}, which is neither, does" for call in first]
         functional = "the model changes it first, or its first operator is functional"
         raise NotApplicableError(
             "no linear layer or convolution takes the input itself, so that nothing can absorb a shift: "
             f"{(*neither, functional)[0]}"
         )
-    moved = torch.as_tensor(shift).to(x).expand_as(x[:1])
+    moved = torch.as_tensor(shift).to(original.x).expand_as(original.x[:1])
 
     def rewrite(network: nn.Module) -> nn.Module:
         rewritten = copy_to_rewrite(network, readers)
@@ -47,13 +46,12 @@ def shift_absorbed(model: nn.Module, x: Float[Tensor, "n ..."], shift: float | F
             _absorb(rewritten.get_submodule(name), moved.reshape(call.input.shape))
         return rewritten
 
-    original = Original(model, x)
     try:
         return original.rewritten(rewrite, moved)
     except NotApplicableError as lack:
         raise NotApplicableError(
-            f"new biases in {', '.join(map(repr, readers))} do not absorb the shift, as if something else saw the input "
-            f"as well: {lack}"
+            f"new biases in {', '.join(map(repr, readers))} do not absorb the shift, as if something else saw the "
+            f"input as well: {lack}"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """Randomized networks: what each mode of a cascade, each policy and each draw changes, and what it leaves alone."""
 
 import copy
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,8 +14,11 @@ from harness.case import Passes
 from harness.catalogue import METRICS
 from harness.digests import digest
 from harness.metrics.cascade import Randomization, cascade, full, output_of
+from harness.metrics.comparison import shifted
+from harness.metrics.similarity import pearson
 from harness.networks import CifarResNet
 from harness.registry import OptionError
+from harness.types import NotApplicableError
 
 MODES = ("top_down", "bottom_up", "independent")
 NETWORKS = {
@@ -209,3 +213,127 @@ def test_the_target_is_frozen_unless_it_is_to_be_predicted_again():
 def test_an_unknown_mode_is_refused_with_the_known_ones():
     with pytest.raises(OptionError, match=r"top_down.*bottom_up.*independent"):
         METRICS["parameter_randomization"].resolve({"modes": ["top-down"]})
+
+
+def test_estimated_statistics_are_those_of_their_own_draw_mode_and_policy_in_whatever_order_they_are_asked_for():
+    model, x, _ = network("functional", n=64)
+    case = case_of(model, x, torch.zeros(64, dtype=torch.int64), "gradient", build=Functional)
+    stages = [
+        stage
+        for draw, fresh in ((0, False), (1, False), (0, True), (1, True), (0, False))
+        for how in [Randomization("recalibrate", fresh)]
+        for stage in [full(case, draw, how), *(s for mode in MODES for s in copies(cascade(case, mode, draw, how)))]
+    ]
+    assert len({digest(stage.model.norm.running_mean) for stage in stages}) > 4
+    for stage in stages:
+        if not torch.equal(stage.model.stem.weight, case.model.stem.weight):
+            inside = stage.model.stem(x)
+            torch.testing.assert_close(stage.model.norm.running_mean, inside.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def copies(stages):
+    """A stage is good until the next one is asked for."""
+    return [replace(stage, model=copy.deepcopy(stage.model)) for stage in stages]
+
+
+def test_samples_are_safe_from_a_network_that_writes_in_place_while_statistics_are_estimated():
+    def build():
+        return nn.Sequential(
+            nn.ReLU(inplace=True), nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 4)
+        )
+
+    x = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    case, before = case_of(build().eval(), x, torch.zeros(5, dtype=torch.int64), "gradient", build=build), x.clone()
+    full(case, 0, Randomization("recalibrate"))
+    assert torch.equal(case.x, before)
+
+
+def test_one_sample_that_gives_no_statistics_is_not_applicable_and_says_what_is():
+    def build():
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    case = case_of(build().eval(), torch.rand(1, 6), torch.zeros(1, dtype=torch.int64), "gradient", build=build)
+    with pytest.raises(NotApplicableError, match=r"one sample gives no batch-norm statistics: .* keep or reset"):
+        full(case, 0, Randomization("recalibrate"))
+    assert changed(full(case, 0, Randomization("keep")).model, case.model)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.utils.spectral_norm, torch.nn.utils.parametrizations.spectral_norm])
+def test_only_running_statistics_are_kept_and_the_vectors_of_a_spectral_norm_go_with_its_weight(norm):
+    def build():
+        return nn.Sequential(norm(nn.Linear(6, 8), n_power_iterations=30), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    model = build().eval()
+    model[1].running_mean += 1
+    case = case_of(model, torch.rand(4, 6), torch.zeros(4, dtype=torch.int64), "gradient", build=build)
+    stage = full(case, 0, Randomization("keep"))
+    assert torch.equal(stage.model[1].running_mean, model[1].running_mean)
+    stage.model(case.x)
+    assert float(torch.linalg.matrix_norm(stage.model[0].weight.detach(), 2)) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_network_with_a_weight_norm_can_be_randomized_after_it_was_called():
+    def build():
+        return nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+
+    model, x = build().eval(), torch.rand(4, 6)
+    model(x).sum().backward()
+    case = case_of(model, x, torch.zeros(4, dtype=torch.int64), "gradient", build=build)
+    logits = model(x)
+    stage = full(case, 0, Randomization())
+    assert torch.equal(stage.model(x), case.twin(0)(x))
+    assert torch.equal(model(x), logits)
+
+
+def test_a_method_has_new_noise_in_every_draw_and_stage_and_for_the_second_call():
+    """Noise that is the same at two places has there a similarity of exactly 1 to itself, or repeats its values."""
+    case = case_for("functional", method="random", n=2)
+    options = {"full_draws": 3, "cascade_draws": 2, "modes": list(MODES), "measures": ["pearson"]}
+    frame = rows(case, "parameter_randomization", **options)
+    tested = frame[(frame["measure"] == "pearson") & (frame["sign"] == "signed") & (frame["role"] == "test")]
+    # The end of a cascade is the full randomization too, and the last of two that go there is taken.
+    cascades = tested[tested["mode"] != "full"]
+    assert cascades["value"].nunique() == len(cascades) == 2 * 2 * 9
+    assert tested.loc[tested["mode"] == "full", "value"].nunique() == 2 * 3
+    assert (values(frame, "pearson", role="ceiling_rerun") < 1).all()
+
+
+def test_floors_compare_what_they_say():
+    case = case_for("functional", n=3)
+    frame = rows(case, "parameter_randomization", full_draws=3, cascade_draws=0, measures=["pearson"])
+    maps = [case.explain(full(case, draw, Randomization()).model) for draw in range(3)]
+    for draw in range(3):
+        words = case.draws("parameter_randomization", "shift").uniform(2, draw=draw)
+        moved = pearson(case.maps.sum(1), shifted(maps[draw], words).sum(1))
+        found = values(frame, "pearson", role="floor_shift", sign="signed", draw=draw)
+        torch.testing.assert_close(found, moved, rtol=0, atol=1e-12)
+        found = values(frame, "pearson", role="floor_random", sign="signed", draw=draw)
+        if draw:
+            torch.testing.assert_close(found, pearson(maps[draw - 1].sum(1), maps[draw].sum(1)), rtol=0, atol=1e-12)
+        else:
+            assert len(found) == 0
+
+
+def test_how_far_the_output_changed_is_the_correlation_over_classes_and_whether_the_class_stayed():
+    case = case_for("functional", n=6)
+    frame = rows(case, "parameter_randomization", full_draws=2, cascade_draws=0, measures=["pearson"])
+    before = case.model(case.x)
+    for draw in range(2):
+        after = full(case, draw, Randomization()).model(case.x)
+        expected = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(before, after, strict=True)]
+        assert values(frame, "output_pearson", draw=draw).tolist() == pytest.approx(expected, abs=1e-4)
+        kept = before.argmax(1) == after.argmax(1)
+        assert values(frame, "prediction_kept", draw=draw).tolist() == kept.double().tolist()
+
+
+@pytest.mark.parametrize("option", ["modes", "measures"])
+def test_a_name_that_stands_twice_is_refused_before_anything_is_computed(option):
+    name = {"modes": "top_down", "measures": "cosine"}[option]
+    with pytest.raises(OptionError, match=f"{name} named twice"):
+        METRICS["parameter_randomization"].resolve({option: [name, name]})
+
+
+@pytest.mark.parametrize("metric", ["parameter_randomization", "random_logit", "label_randomization"])
+def test_no_measure_at_all_is_refused(metric):
+    with pytest.raises(OptionError, match="at least 1 item"):
+        METRICS[metric].resolve({"measures": []})

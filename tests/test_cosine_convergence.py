@@ -1,5 +1,8 @@
 """Cosine similarity convergence: literal matrix products, the published decay, and whatever is no backward pass."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +142,22 @@ def test_in_a_study_it_is_not_applicable_and_no_failure():
     assert dict(status) == {"gradient": "done", "occlusion": "not_applicable"}
     assert results.table("headlines").set_index("method").loc["gradient", "measure"] == "cosine"
     assert 0 < results.table("headlines").set_index("method").loc["gradient", "value"] <= 1
+
+
+@pytest.mark.parametrize("method", ["gradient", "lrp_epsilon", "deep_taylor"])
+def test_no_graph_is_left_behind(method):
+    """A hook that holds the tensor that it hangs on keeps the whole graph, and no collector finds it."""
+    model, x, target = network("functional", torch.float64)
+    seen = []
+
+    def watch(_module, inputs):
+        if inputs[0].grad_fn is not None:
+            seen.append(weakref.ref(inputs[0]))
+
+    handles = [module.register_forward_pre_hook(watch) for module in (model.stem, model.block, model.head)]
+    rows(case_of(model, x, target, method), "cosine_convergence", pairs=2)
+    for handle in handles:
+        handle.remove()
+    gc.collect()
+    assert len(seen) > 6
+    assert not [reference for reference in seen if reference() is not None]

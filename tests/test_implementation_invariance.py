@@ -10,8 +10,9 @@ from torch import nn
 import harness
 from cases import Functional, Linear, case_of, network, rows, values
 from harness.catalogue import METHODS
-from harness.metrics.implementation_invariance import REWRITINGS
 from harness.metrics.equivalent_networks import batch_norm_folded, unit_duplicated, units_permuted
+from harness.metrics.implementation_invariance import REWRITINGS
+from harness.metrics.rewriting import Original
 from harness.networks import CifarResNet
 from harness.registry import Method
 from harness.types import NotApplicableError
@@ -73,7 +74,7 @@ def batch(shape, n=3):
 def test_reversed_units_are_the_same_function_by_other_weights(name):
     shape, *layers = CHAINS[name]
     model = build(*layers)
-    rewritten = units_permuted(model, batch(shape))
+    rewritten = units_permuted(Original(model, batch(shape)))
     same_function(model, rewritten, shape)
     assert torch.equal(rewritten[0].weight, model[0].weight.flip(0))
     for old, new in zip(model, rewritten, strict=True):
@@ -85,16 +86,16 @@ def test_reversed_units_are_the_same_function_by_other_weights(name):
 def test_units_behind_a_norm_of_groups_can_be_reversed_but_not_duplicated(name):
     model = build(*NORMED[name])
     model[1 if name == "group norm" else 2].weight.data.normal_()
-    same_function(model, units_permuted(model, batch((2, 8, 8))), (2, 8, 8))
+    same_function(model, units_permuted(Original(model, batch((2, 8, 8)))), (2, 8, 8))
     with pytest.raises(NotApplicableError, match="units cannot be duplicated: none of the 1 pairs of consecutive"):
-        unit_duplicated(model, batch((2, 8, 8)))
+        unit_duplicated(Original(model, batch((2, 8, 8))))
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_duplicated_unit_shares_its_outgoing_weights(name):
     shape, *layers = CHAINS[name]
     model = build(*layers)
-    rewritten = unit_duplicated(model, batch(shape))
+    rewritten = unit_duplicated(Original(model, batch(shape)))
     same_function(model, rewritten, shape)
     weights = rewritten[0].weight
     assert len(weights) == len(model[0].weight) + 1
@@ -105,10 +106,12 @@ def test_a_duplicated_unit_shares_its_outgoing_weights(name):
     assert len(weights) in sizes
 
 
-def test_the_outgoing_weights_of_a_duplicated_unit_are_halved():
+def test_the_unit_that_says_most_is_duplicated_with_half_of_its_outgoing_weights():
     model = build(of(nn.Linear, 5, 7), of(nn.ReLU), of(nn.Linear, 7, 4))
-    model[0].weight.data[3] *= 100
-    rewritten = unit_duplicated(model, batch((5,)))
+    model[0].bias.data[3], model[0].bias.data[5] = 50, -1000
+    model[0].weight.data[5] *= 100
+    rewritten = unit_duplicated(Original(model, batch((5,))))
+    assert torch.equal(rewritten[0].weight[-1], model[0].weight[3])
     outgoing = model[2].weight.detach().clone()
     outgoing[:, 3] /= 2
     torch.testing.assert_close(rewritten[2].weight, torch.cat([outgoing, outgoing[:, 3:4]], 1), rtol=0, atol=0)
@@ -116,7 +119,7 @@ def test_the_outgoing_weights_of_a_duplicated_unit_are_halved():
 
 def test_a_folded_batch_norm_is_gone_and_the_layer_has_its_formula():
     model = build(*CHAINS["batch norm"][1:])
-    rewritten = batch_norm_folded(model, batch((5,)))
+    rewritten = batch_norm_folded(Original(model, batch((5,))))
     same_function(model, rewritten, (5,))
     assert isinstance(rewritten[1], nn.Identity)
     norm = model[1]
@@ -127,7 +130,7 @@ def test_a_folded_batch_norm_is_gone_and_the_layer_has_its_formula():
 
 def test_all_batch_norms_of_a_residual_network_are_folded():
     model = lively(CifarResNet((3, 12, 12), 4, depth=8))
-    rewritten = batch_norm_folded(model, batch((3, 12, 12)))
+    rewritten = batch_norm_folded(Original(model, batch((3, 12, 12))))
     same_function(model, rewritten, (3, 12, 12))
     assert not [module for module in rewritten.modules() if isinstance(module, nn.BatchNorm2d)]
 
@@ -147,7 +150,7 @@ class Shared(nn.Module):
 
 def test_a_batch_norm_whose_input_others_read_is_not_folded():
     model = lively(Shared())
-    rewritten = batch_norm_folded(model, batch((2, 8, 8)))
+    rewritten = batch_norm_folded(Original(model, batch((2, 8, 8))))
     same_function(model, rewritten, (2, 8, 8))
     assert isinstance(rewritten.bn1, nn.Identity)
     assert isinstance(rewritten.bn2, nn.BatchNorm2d)
@@ -168,12 +171,12 @@ class Recurrent(nn.Module):
 
 def test_layers_that_are_called_twice_keep_their_batch_norm():
     with pytest.raises(NotApplicableError, match="no batch norm follows a linear layer or convolution"):
-        batch_norm_folded(lively(Recurrent()), batch((2, 8, 8)))
+        batch_norm_folded(Original(lively(Recurrent()), batch((2, 8, 8))))
 
 
 def test_a_pair_of_layers_that_is_not_connected_is_passed_over():
     model = lively(CifarResNet((3, 12, 12), 4, depth=8))
-    rewritten = units_permuted(model, batch((3, 12, 12)))
+    rewritten = units_permuted(Original(model, batch((3, 12, 12))))
     same_function(model, rewritten, (3, 12, 12))
     assert torch.equal(rewritten.conv1.weight, model.conv1.weight)
     old, new = model.layer1[0], rewritten.layer1[0]
@@ -197,7 +200,70 @@ class Silent(nn.Module):
 def test_units_that_are_silent_on_the_samples_count_as_well():
     model, x = Silent().double().eval(), torch.rand(6, 4, dtype=torch.float64) + 0.5
     with pytest.raises(NotApplicableError, match="units cannot be permuted: none of the 1 pairs"):
-        units_permuted(model, x)
+        units_permuted(Original(model, x))
+
+
+class Faint(nn.Module):
+    """Units that go to the next layer and past it, and are a small share of the logits."""
+
+    def __init__(self, passage, share=1e-6, bias=0):
+        super().__init__()
+        self.first, self.second, self.passage = nn.Linear(4, 4), nn.Linear(4, 4), passage
+        self.share, self.bias = share, bias
+
+    def forward(self, x):
+        hidden = F.relu(self.first(self.passage(x)))
+        return self.bias + x + self.share * (hidden + self.second(hidden))
+
+
+def test_a_pair_that_hardly_matters_is_told_in_double_precision():
+    with pytest.raises(NotApplicableError, match="units cannot be permuted: none of the 1 pairs"):
+        units_permuted(Original(Faint(nn.Identity()), batch((4,)).float()))
+
+
+@pytest.mark.parametrize(
+    "passage", [torch.Tensor.float, lambda x: x.float().to(x.dtype)], ids=["it fails in double", "it narrows inside"]
+)
+def test_a_network_that_does_not_run_in_double_precision_is_checked_in_its_own(passage):
+    # Nothing shows there that this is no rewriting.
+    assert isinstance(units_permuted(Original(Faint(passage), batch((4,)).float())), Faint)
+
+
+class Narrow(nn.Module):
+    """Attention weights in single precision, as published networks have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        scores = self.second(F.relu(self.first(x)))
+        return scores.softmax(1, dtype=torch.float32).to(x.dtype)
+
+
+@pytest.mark.parametrize("rewriting", [units_permuted, unit_duplicated])
+def test_the_rounding_of_a_network_that_narrows_inside_is_no_difference(rewriting):
+    torch.manual_seed(0)
+    model, x = Narrow(), batch((5,)).float()
+    rewritten = rewriting(Original(model, x))
+    torch.testing.assert_close(rewritten(x), model(x))
+    exact = rewriting(Original(copy.deepcopy(model).double(), x.double()))
+    torch.testing.assert_close(exact(x.double()).float(), model(x))
+
+
+def test_a_large_bias_hides_no_difference_and_makes_none():
+    with pytest.raises(NotApplicableError, match="units cannot be permuted"):
+        units_permuted(Original(Faint(nn.Identity(), 1e-4, 1e6).double(), batch((4,))))
+    shape, *layers = CHAINS["square"]
+    model = build(*layers)
+    model[-1].bias.data += 1e6
+    same_function(model, units_permuted(Original(model, batch(shape))), shape)
+
+
+@pytest.mark.parametrize("value", [0, torch.nan])
+def test_logits_that_are_always_the_same_tell_nothing(value):
+    with pytest.raises(NotApplicableError, match="cannot be checked: the logits are always the same, or not finite"):
+        Original(Linear(torch.full((4, 9), float(value))), torch.rand(3, 9))
 
 
 class Reshapes(nn.Module):
@@ -213,9 +279,9 @@ class Reshapes(nn.Module):
 
 def test_a_forward_pass_that_fails_with_more_units_is_passed_over():
     model = lively(Reshapes())
-    same_function(model, units_permuted(model, batch((2, 8, 8))), (2, 8, 8))
+    same_function(model, units_permuted(Original(model, batch((2, 8, 8)))), (2, 8, 8))
     with pytest.raises(NotApplicableError, match="units cannot be duplicated"):
-        unit_duplicated(model, batch((2, 8, 8)))
+        unit_duplicated(Original(model, batch((2, 8, 8))))
 
 
 UNITS, FOLDED = {"units permuted", "unit duplicated"}, {"batch norm folded"}
@@ -242,6 +308,14 @@ def test_methods_that_follow_the_function_are_invariant_where_a_rewriting_applie
     assert set(known["stage"].dropna()) == APPLIES[name]
     assert known["value"].max() < 1e-9
     assert known["stage"].isna().sum() == len(x)
+
+
+@pytest.mark.parametrize("name", ["modules", "gated", "vit", "signal", "table"])
+def test_they_are_in_single_precision_up_to_rounding(name):
+    frame = rows(case_of(*network(name), "gradient"), "implementation_invariance")
+    known = frame[frame["value"].notna()]
+    assert set(known["stage"].dropna()) == APPLIES[name]
+    assert known["value"].max() < 1e-5
 
 
 def test_noise_made_of_the_weights_is_caught_by_every_rewriting():
@@ -309,14 +383,79 @@ def test_the_table_of_headlines_shows_the_largest():
     assert float(results.table("headlines")["value"].iloc[0]) == pytest.approx(largest)
 
 
+def test_networks_are_rewritten_once_for_all_methods_on_a_block_of_samples(monkeypatch):
+    made = []
+
+    def counting(stage, rewriting):
+        def counted(original):
+            made.append(stage)
+            return rewriting(original)
+
+        return counted
+
+    for stage, rewriting in REWRITINGS.items():
+        monkeypatch.setitem(REWRITINGS, stage, counting(stage, rewriting))
+    model, x, target = network("gated", torch.float64)
+    cases = [case_of(model, x, target, method) for method in ("gradient", "guided_backprop", "gradient")]
+    frames = [rows(joined(case, cases[0]), "implementation_invariance") for case in cases]
+    assert sorted(made) == sorted(REWRITINGS)
+    assert frames[0].equals(frames[2])
+    # What cannot be had is known as well.
+    assert frames[1]["reason"].astype(object).str.startswith("no batch norm follows").sum() == len(x)
+    _, first = cases[0].source.shared["rewritings"]
+    other = case_of(model, x, target, "gradient", samples=list("abcde"))
+    rows(joined(other, cases[0]), "implementation_invariance")
+    assert sorted(made) == sorted(2 * list(REWRITINGS))
+    # Those of one block are kept at a time.
+    samples, second = other.source.shared["rewritings"]
+    assert samples == tuple("abcde")
+    assert second.keys() == first.keys()
+    assert second["units permuted"] is not first["units permuted"]
+
+
+def joined(case, other):
+    """The same case as part of the study of another."""
+    case.source = other.source
+    return case
+
+
+@pytest.mark.parametrize("rewriting", [units_permuted, unit_duplicated])
+def test_a_rewriting_has_tensors_of_its_own_only_where_it_differs(rewriting):
+    model = build(*CHAINS["square"][1:])
+    rewritten = rewriting(Original(model, batch((6,))))
+    for place, own in {0: True, 2: True, 4: False}.items():
+        for name, tensor in model[place].named_parameters():
+            assert (getattr(rewritten[place], name) is not tensor) == own
+            assert (getattr(rewritten[place], name).data_ptr() != tensor.data_ptr()) == own
+
+
+@pytest.mark.parametrize(
+    "parametrization", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal]
+)
+@pytest.mark.parametrize("name", ["square", "batch norm"])
+def test_weights_that_are_computed_of_others_are_left_alone(name, parametrization):
+    shape, *layers = CHAINS[name]
+    model = build(*layers)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            parametrization(layer)
+    state = copy.deepcopy(model.state_dict())
+    for rewriting in REWRITINGS.values():
+        try:
+            same_function(model, rewriting(Original(model, batch(shape))), shape)
+        except NotApplicableError:
+            continue
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+
+
 def test_the_trained_network_is_left_alone():
     model = Functional().eval()
     state = copy.deepcopy(model.state_dict())
     x = torch.randn(3, 2, 8, 8)
-    rewritten = batch_norm_folded(model, x)
+    rewritten = batch_norm_folded(Original(model, x))
     for rewriting in (units_permuted, unit_duplicated):
         with pytest.raises(NotApplicableError):
-            rewriting(model, x)
+            rewriting(Original(model, x))
     assert rewritten is not model
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

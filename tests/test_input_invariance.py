@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cases import Functional, Linear, case_of, network, rows, values
+from harness.metrics.rewriting import Original
 from harness.metrics.shift_absorption import shift_absorbed
 from harness.random import Draws
 from harness.space import InputSpace
@@ -66,7 +67,7 @@ def with_background(case, background):
 def test_the_function_of_the_shifted_input_is_that_of_the_input(axes, name, shift):
     model, x = convolutional(axes, CONVOLUTIONS[name])
     moved = of_shape(shift, x)
-    rewritten = shift_absorbed(model, x, moved)
+    rewritten = shift_absorbed(Original(model, x), moved)
     fresh = 5 * torch.randn(7, *x.shape[1:], dtype=x.dtype)
     torch.testing.assert_close(rewritten(fresh + moved), model(fresh), rtol=1e-10, atol=1e-10)
     assert not torch.allclose(rewritten(fresh), model(fresh), atol=1e-3)
@@ -88,7 +89,7 @@ def test_the_first_layer_is_that_of_an_input_padded_with_the_shift(name, shift):
             channel = unit // (6 // groups) * (2 // groups) + place
             bias[unit] = bias[unit] - channels[channel] * layer.weight[unit, place].sum()
     expected = F.conv2d(framed, layer.weight, bias, layer.stride, 0, layer.dilation, groups)
-    absorbed = shift_absorbed(model, x, moved)[0]
+    absorbed = shift_absorbed(Original(model, x), moved)[0]
     torch.testing.assert_close(absorbed(x + moved), expected, rtol=1e-11, atol=1e-11)
     if name != "wide padding":
         torch.testing.assert_close(absorbed.bias, bias, rtol=1e-11, atol=1e-11)
@@ -215,9 +216,33 @@ class TwoReaders(nn.Module):
         return self.head(hidden.mean((2, 3)))
 
 
+class Whisper(nn.Module):
+    """Beside its first layer, something else hardly sees the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.stem(x) + 1e-6 * x[:, :4]
+
+
+def test_what_hardly_sees_the_input_is_told_in_double_precision():
+    torch.manual_seed(0)
+    with pytest.raises(NotApplicableError, match=r"the logits differ by [\d.]+e-0[67] .*\(float64\)"):
+        shift_absorbed(Original(Whisper(), torch.rand(3, 6)), 1.0)
+
+
+def test_a_shift_that_rounding_does_not_stand_is_refused_by_the_precision_of_the_network():
+    model, x, _ = padded_net(torch.float32)
+    with pytest.raises(NotApplicableError, match=r"do not absorb the shift, .*\(float32\)"):
+        shift_absorbed(Original(model, x), 1e5)
+    shift_absorbed(Original(model.double(), x.double()), 1e5)
+
+
 def test_every_layer_that_reads_the_input_absorbs_the_shift():
     model, x = TwoReaders(peek=False).double().eval(), torch.randn(3, 2, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(shift_absorbed(model, x, 2.0)(x + 2.0), model(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(shift_absorbed(Original(model, x), 2.0)(x + 2.0), model(x), rtol=1e-10, atol=1e-10)
 
 
 def first_normalizes():
@@ -258,11 +283,35 @@ def test_what_has_no_relative_difference_is_undefined_with_its_reason():
     assert values(frame, "relative_difference")[2:].tolist() == [0.0, 0.0]
 
 
+def test_the_shift_is_absorbed_once_for_all_methods_on_a_block_of_samples(monkeypatch):
+    made = []
+
+    def counted(original, shift):
+        made.append(float(shift))
+        return shift_absorbed(original, shift)
+
+    monkeypatch.setattr("harness.metrics.input_invariance.shift_absorbed", counted)
+    model, x, target = padded_net()
+    cases = [case_of(model, x, target, method) for method in ("gradient", "guided_backprop", "gradient")]
+    for case in cases:
+        case.source = cases[0].source
+        rows(case, "input_invariance", shift=1.0)
+    assert made == [1.0]
+    rows(cases[1], "input_invariance", shift=2.0)
+    rows(cases[2], "input_invariance", shift=1.0)
+    assert made == [1.0, 2.0]
+    other = case_of(model, x, target, "gradient", samples=list("abcd"))
+    other.source = cases[0].source
+    rows(other, "input_invariance", shift=1.0)
+    assert made == [1.0, 2.0, 1.0]
+    assert len(other.source.shared["rewritings"][1]) == 1
+
+
 def test_the_trained_network_is_left_alone():
     model = Functional().eval()
     state = copy.deepcopy(model.state_dict())
     x = torch.randn(3, 2, 8, 8)
-    rewritten = shift_absorbed(model, x, 1.0)
+    rewritten = shift_absorbed(Original(model, x), 1.0)
     assert rewritten is not model
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

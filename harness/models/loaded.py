@@ -122,7 +122,7 @@ class LoadedModel(Source):
         """A hash of the weights and of what its randomized versions depend on."""
         return digest(self.weights, self.note, self.calibration, self.code)
 
-    @property
+    @cached_property
     def note(self) -> str:
         """How the twins come about."""
         return twin_note(self.model, self.build)
