@@ -25,6 +25,9 @@ LINES = ("-", "--", ":")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours, told apart by colour-blind readers; line styles tell the rest apart."""
 
+SIGNS = (("signed", COLOURS[0], "o", -0.25), ("up_to_sign", COLOURS[2], "^", 0.0), ("absolute", COLOURS[1], "s", 0.25))
+"""How maps are compared: their colour, marker and place beside the line of their method."""
+
 CURVES = pc.field("step").is_valid() & (pc.field("measure") == "probability") & pc.field("mode").is_valid()
 """The rows of the flipping curves."""
 
@@ -118,8 +121,8 @@ def draw_curves(points: pd.DataFrame, model: str) -> Figure:
 def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> Figure:
     """What survives, with 95 % intervals, beside the verdicts that other thresholds would give.
 
-    Left: one line a method, signed and absolute maps; a grey cross is the level above the floor of two randomized
-    networks. Right: how many methods pass and fail by the signed map, against the threshold.
+    Left: one line a method; maps signed, up to their sign and absolute; a grey cross is what survives above the floor
+    of two randomized networks. Right: how many methods pass and fail by the signed map, against the threshold.
 
     Args:
         judged: rows of the table of verdicts, of one test and measure.
@@ -129,13 +132,15 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
     methods = list(judged["method"].unique())
     figure = Figure(figsize=(10.5, 0.32 * len(methods) + 2.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
-    for sign, colour, marker, shift in (("signed", COLOURS[0], "o", -0.15), ("absolute", COLOURS[1], "s", 0.15)):
+    for sign, colour, marker, shift in SIGNS:
         rows = judged[(judged["sign"] == sign) & judged["survival"].notna()]
         places = np.array([methods.index(method) + shift for method in rows["method"]])
         around = np.abs(np.stack([rows["survival"] - rows["low"], rows["high"] - rows["survival"]]))
         style = {"fmt": marker, "color": colour, "ms": 4, "lw": 1.4}
-        left.errorbar(rows["survival"], places, xerr=np.nan_to_num(around), label=f"{sign} maps", **style)
-        label = "above two randomized networks" if sign == "absolute" else None
+        left.errorbar(
+            rows["survival"], places, xerr=np.nan_to_num(around), label=f"maps, {sign}".replace("_", " "), **style
+        )
+        label = "above two randomized networks" if sign == "signed" else None
         if rows["above_random"].notna().any():
             left.plot(rows["above_random"], places, "x", color="grey", ms=4, lw=0, label=label)
     for place, method in enumerate(methods):
@@ -145,7 +150,7 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
     left.invert_yaxis()
     left.set_xlim(min(-0.1, judged["low"].min() - 0.05), max(1.1, judged["high"].max() + 0.05))
     left.set_xlabel("share of the similarity above chance that survives")
-    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0)
     signed = judged[(judged["sign"] == "signed") & judged["low"].notna()]
     grid = np.linspace(0, 1, 201)
     counts = {"PASS": (signed["high"], np.less), "FAIL": (signed["low"], np.greater)}

@@ -100,9 +100,10 @@ def leaderboard(long: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def stages(long: pd.DataFrame) -> pd.DataFrame:
-    """Methods x stages, for reading: the table of the cascade, `long`, with a column for each stage."""
+    """Methods x stages, for reading: the signed rows of the cascade, `long`, with a column for each stage."""
     if long.empty:
         return long
+    long = long[long["sign"] == "signed"]
     long = long.assign(text=[interval_text(row, ".2f") for _, row in long.iterrows()])
     wide = long.pivot_table(index=[*GROUP, "mode"], columns="stage", values="text", aggfunc="first", sort=False)
     in_order = long[long["mode"] == long["mode"].iloc[0]].sort_values("stage_index")["stage"]

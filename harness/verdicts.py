@@ -68,10 +68,11 @@ def verdicts(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
             result = _between(levels, [s.reasons for s in where(found, role="test")], thresholds)
         else:
             twins = {"floor_random": levels["floor_random"], "output": output}
+            unknown = np.full_like(levels["test"], np.nan)
             result = survival(
                 levels["test"],
-                levels["floor_shift"],
-                levels["ceiling_rerun"],
+                levels["floor_shift"] if levels["floor_shift"].size else unknown,
+                levels["ceiling_rerun"] if levels["ceiling_rerun"].size else unknown[:, :1],
                 **(twins if function == "parameter_randomization" else {}),
                 thresholds=thresholds,
             )
@@ -156,23 +157,24 @@ def curve(judged: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFram
 
 
 def cascade(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
-    """Signed Spearman correlation with the trained network's map, stage by stage of every kind of cascade.
+    """Spearman correlation of signed maps, and its absolute value, stage by stage of every kind of cascade.
 
     `survival`, with its limits, is what is left of it above chance: shift floor of the full randomization, re-run
     ceiling; unknown where two calls on the trained network agree too little.
     """
     if stack.info.get("metric_function") != "parameter_randomization":
         return
-    similar = where(stack.scalars, measure="spearman", sign="signed")
-    floor, ceiling = (_values(where(similar, role=role)) for role in ("floor_shift", "ceiling_rerun"))
+    similar = where(stack.scalars, measure="spearman", channels="sum")
     for series in where(similar, role="test"):
         if series.labels["mode"] not in CASCADES:
             continue
+        levels = where(similar, sign=series.labels["sign"])
+        floor, ceiling = (_values(where(levels, role=role)) for role in ("floor_shift", "ceiling_rerun"))
         known = floor.size and mean_of(ceiling) >= thresholds.ceiling_at_least
         left = left_above(series.values, floor, ceiling) if known else NO_INTERVAL
         yield {
             **stack.labels,
-            **{name: series.labels[name] for name in ("mode", "stage_index", "stage")},
+            **{name: series.labels[name] for name in ("mode", "sign", "stage_index", "stage")},
             **asdict(mean_interval(series.values)),
             "survival": left.value,
             "survival_low": left.low,
@@ -193,7 +195,7 @@ def sensitivity(stages: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.Da
     if stages.empty:
         return stages
     rows = []
-    labels = ["model", "model_seed", "method", "metric", "mode"]
+    labels = ["model", "model_seed", "method", "metric", "mode", "sign"]
     for key, group in stages.groupby(labels, sort=False):
         group = group.sort_values("stage_index")
         known = group["survival_high"].notna() & (group["undefined"] <= thresholds.degenerate_at_most)
@@ -203,7 +205,7 @@ def sensitivity(stages: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.Da
             said = "unknown: two calls on one network disagree, or too many maps or the floor are undefined"
         elif not names:
             said = f"to none of {count} stages"
-        elif key[-1] == "independent":
+        elif key[-2] == "independent":
             said = f"to {len(names)} of {count} blocks alone: {', '.join(names)}"
         else:
             first = int(noticed["stage_index"].iloc[0])

@@ -19,15 +19,21 @@ STATEMENTS = {
     "parameter_randomization": (
         "the map depends on what the network has learnt",
         "the map survives the randomization of the network",
-        "passes signed, but fails as an absolute map (the input shows through)",
+        {
+            "absolute": "passes signed, but fails as an absolute map (the input shows through)",
+            "up_to_sign": "passes by its sign alone (the shape of the map survives)",
+        },
     ),
     "random_logit": (
         "the map depends on the class",
         "the map stays whatever class is explained",
-        "tells classes apart by sign only",
+        {
+            "absolute": "fails to tell classes apart as an absolute map",
+            "up_to_sign": "tells classes apart by the sign of the whole map alone",
+        },
     ),
 }
-"""Test -> what a PASS says, what a FAIL says, and what it says if only the signed map passes."""
+"""Test -> what a PASS says, what a FAIL says, and what it says if the signed map passes but not another view."""
 
 Subjects = Mapping[tuple[str, int], str]
 
@@ -52,17 +58,18 @@ def conclusion(results: "Results") -> dict[str, str]:
         held.append(_names(subjects, statement, rows[everywhere]))
         partly.append(_names(subjects, f"on some models only: {statement}", rows[~everywhere]))
 
-    for test, (good, bad, hides) in STATEMENTS.items() if not judged.empty else ():
+    for test, (good, bad, hidden) in STATEMENTS.items() if not judged.empty else ():
         rows = judged[judged["test"] == test]
-        signed, absolute = _view(rows, "signed"), _view(rows, "absolute")
+        signed = _view(rows, "signed")
         passed = signed[signed["verdict"] == "PASS"]
         hold(good, passed)
         failed.append(_names(subjects, bad, signed[signed["verdict"] == "FAIL"]))
         for word in ("INVALID", "INCONCLUSIVE"):
             for reason, some in signed[signed["verdict"] == word].groupby("reason", sort=False):
                 look.append(_names(subjects, f"{word.lower()} by {test}, {reason}", some))
-        hidden = absolute[(absolute["verdict"] == "FAIL") & _among(absolute, passed)]
-        look.append(_names(subjects, hides, hidden))
+        for sign, hides in hidden.items():
+            others = _view(rows, sign)
+            look.append(_names(subjects, hides, others[(others["verdict"] == "FAIL") & _among(others, passed)]))
     if not judged.empty:
         learnt = _view(judged[judged["test"] == "label_randomization"], "signed")
         alike = learnt[learnt["low"] > results.thresholds.fail_above]

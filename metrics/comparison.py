@@ -120,7 +120,9 @@ def ready(maps: Float[Tensor, "n *shape"], whose: str, measures: Sequence[Measur
 def compare(a: Ready, b: Ready, **labels: Any) -> Iterator[Score]:
     """The similarities of each pair, in the measures that both were made ready for.
 
-    A pair in which a map is constant or not finite has no similarity: NaN with the reason.
+    A pair in which a map is constant or not finite has no similarity: NaN with the reason. The Spearman correlation of
+    signed maps comes `up_to_sign` as well, as its absolute value: for a randomized network, or for another class, a map
+    may keep its shape and only change its sign as a whole, with that of the output (`sixt2020explanations`).
 
     Args:
         a: maps, of the trained network for example.
@@ -138,6 +140,8 @@ def compare(a: Ready, b: Ready, **labels: Any) -> Iterator[Score]:
         values = undefined_as_nan(first.prepared.similarity(second.prepared), undefined)
         view: dict[str, Any] = {"channels": first.channels, "sign": first.sign, "normalization": first.normalization}
         yield Score(first.measure, values, undefined, **view, **labels)
+        if first.measure == "spearman" and first.sign == "signed":
+            yield Score(first.measure, values.abs(), undefined, **{**view, "sign": "up_to_sign"}, **labels)
 
 
 def shifted(maps: Float[Tensor, "n *shape"], words: Float[Tensor, "n axes"]) -> Float[Tensor, "n *shape"]:

@@ -5,7 +5,7 @@ suggests it and then checked: it is kept only if the logits agree, on samples an
 """
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -72,7 +72,7 @@ class Original:
     """A network that is to be rewritten, in its own precision and in double, with inputs to tell others from it by.
 
     Args:
-        model: returns logits [n, classes], in evaluation mode; never written to. A rewriting shares the layers that
+        model: returns logits [n, classes], in evaluation mode; never written to. Rewritings share the tensors that
             stay as they are.
         x: samples to trace the model and to check rewritings with.
 
@@ -230,12 +230,9 @@ def _calls(model: nn.Module, x: Float[Tensor, "1 ..."]) -> list[Call]:
     return calls
 
 
-def copy_to_rewrite(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy whose modules of these names have tensors of their own; all others it shares with the network."""
-    modules = [model.get_submodule(name) for name in names]
-    own = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own that shares all tensors: they are replaced and never written to."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def set_tensor(module: Any, name: str, value: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from harness.metrics.rewriting import LINEAR, Original, copy_to_rewrite, set_tensor
+from harness.metrics.rewriting import LINEAR, Original, copy_of, set_tensor
 from harness.types import NotApplicableError
 
 ROUNDING = 1e-10
@@ -41,7 +41,7 @@ def shift_absorbed(original: Original, shift: float | Float[Tensor, "..."]) -> n
     moved = torch.as_tensor(shift).to(original.x).expand_as(original.x[:1])
 
     def rewrite(network: nn.Module) -> nn.Module:
-        rewritten = copy_to_rewrite(network, readers)
+        rewritten = copy_of(network)
         for name, call in readers.items():
             _absorb(rewritten.get_submodule(name), moved.reshape(call.input.shape))
         return rewritten
@@ -50,8 +50,8 @@ def shift_absorbed(original: Original, shift: float | Float[Tensor, "..."]) -> n
         return original.rewritten(rewrite, moved)
     except NotApplicableError as lack:
         raise NotApplicableError(
-            f"new biases in {', '.join(map(repr, readers))} do not absorb the shift, as if something else saw the "
-            f"input as well: {lack}"
+            f"new biases in {', '.join(map(repr, readers))} do not absorb the shift, because something else sees "
+            f"the input as well, or because of rounding: {lack}"
         ) from None
 
 

@@ -9,6 +9,7 @@ from harness.metrics.comparison import MEASURES, Measure, compare, ready, shifte
 from harness.metrics.preprocessing import min_max, percentile_clip
 from harness.metrics.similarity import cosine, pearson, spearman, top_k
 from harness.metrics.structure import hog, ssim
+from harness.types import NotApplicableError
 
 ALL: tuple[Measure, ...] = ("spearman", "pearson", "cosine", "ssim", "hog", "top_k")
 SHAPES = {"image": (6, 3, 12, 17), "large image": (4, 1, 50, 49), "signal": (6, 3, 11), "table": (6, 13)}
@@ -42,6 +43,7 @@ def raw_similarities(a, b):
         found["ssim", "absolute"] = ssim(*map(percentile_clip, views["absolute"]), data_range=1.0)
     if len(axes) == 2 and min(axes) >= 12:
         found["hog", "signed"] = hog(*map(min_max, views["signed"]))
+    found["spearman", "up_to_sign"] = found["spearman", "signed"].abs()
     return found
 
 
@@ -64,6 +66,7 @@ def test_views_and_labels_are_those_of_the_protocol():
     scores = list(compare(ready(a, "a"), ready(b, "b"), role="floor_shift", draw=2))
     assert [(s.measure, s.channels, s.sign, s.normalization) for s in scores] == [
         ("spearman", "sum", "signed", "none"),
+        ("spearman", "sum", "up_to_sign", "none"),
         ("hog", "sum", "signed", "min_max"),
         ("spearman", "abs_sum", "absolute", "none"),
         ("ssim", "abs_sum", "absolute", "percentile_clip"),
@@ -187,7 +190,7 @@ def test_rolled_compares_each_sample_with_the_one_before(shape):
 def test_a_batch_of_one_has_no_other_sample():
     maps = ready(normal(1, 1, 14, 14), "a", ALL)
     scores = list(compare(maps, maps.rolled()))
-    assert len(scores) == 10
+    assert len(scores) == 11
     for score in scores:
         assert score.values.isnan().all()
         assert {reason: where.tolist() for reason, where in score.undefined.items()} == {"no other sample": [True]}
@@ -233,3 +236,23 @@ def test_offsets_are_uniform_over_all_but_zero(size):
     counts = moved.sum(0)
     assert float(counts[0]) == 0
     assert size == 2 or stats.chisquare(counts[1:].numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("shape", "measures"), [((4, 9), ["ssim", "hog"]), ((4, 2, 10), ["ssim"]), ((4, 1, 11, 11), ["hog"])]
+)
+def test_maps_that_nothing_applies_to_are_not_applicable_and_not_an_empty_result(shape, measures):
+    with pytest.raises(
+        NotApplicableError, match=f"{', '.join(measures)}: nothing to compare maps .*: ssim needs 11 .*12"
+    ):
+        ready(normal(*shape), "a", measures)
+
+
+def test_a_map_that_only_changes_its_sign_as_a_whole_is_the_same_up_to_sign():
+    maps = normal(5, 3, 16, 16)
+    flipped = maps * torch.tensor([1.0, -1, 1, -1, -1]).view(-1, 1, 1, 1)
+    scores = compared(maps, flipped)
+    assert scores["spearman", "signed"].values.tolist() == [1, -1, 1, -1, -1]
+    assert scores["spearman", "up_to_sign"].values.tolist() == [1] * 5
+    other = compared(maps, normal(5, 3, 16, 16, seed=1))
+    assert (other["spearman", "up_to_sign"].values < 0.3).all()

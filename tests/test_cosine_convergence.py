@@ -161,3 +161,36 @@ def test_no_graph_is_left_behind(method):
     gc.collect()
     assert len(seen) > 6
     assert not [reference for reference in seen if reference() is not None]
+
+
+class TokensFirst(nn.Module):
+    """A transformer whose layers take [tokens, samples, channels]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+
+    def forward(self, x):
+        return self.out(self.encoder(self.embed(x.permute(2, 0, 1))).mean(0))
+
+
+@pytest.mark.parametrize(("samples", "chunk"), [(5, 64), (6, 64), (8, 6), (1, 64)])
+def test_as_many_tokens_as_samples_are_not_taken_for_samples(samples, chunk):
+    """Six tokens: with six samples in a batch, the cosines of tokens would be those of the samples."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = TokensFirst().double().eval(), torch.rand(samples, 3, 6, dtype=torch.float64)
+    case = case_of(model, x, torch.zeros(samples, dtype=torch.int64), "gradient", chunk=chunk)
+    frame = rows(case, "cosine_convergence", pairs=1)
+    inside = frame["stage"].notna() & (frame["stage"] != "out")
+    assert frame.loc[inside, "value"].isna().all()
+    assert set(frame.loc[inside, "reason"]) == {"samples are not the first axis there"}
+    assert frame.loc[~inside, "value"].notna().all()
+
+
+def test_where_every_input_has_one_channel_the_headline_says_so_too():
+    model = nn.Sequential(nn.Linear(1, 2)).double().eval()
+    case = case_of(model, torch.rand(3, 1, dtype=torch.float64), torch.zeros(3, dtype=torch.int64), "gradient")
+    frame = rows(case, "cosine_convergence", pairs=1)
+    assert set(frame["reason"]) == {"one channel has no direction"}

@@ -230,25 +230,22 @@ def test_a_network_that_does_not_run_in_double_precision_is_checked_in_its_own(p
 
 
 class Narrow(nn.Module):
-    """Attention weights in single precision, as published networks have them."""
+    """A norm of all units that is computed in single precision, as published transformers do."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 4)
+        self.first, self.second = nn.Linear(5, 64), nn.Linear(64, 4)
 
     def forward(self, x):
-        scores = self.second(F.relu(self.first(x)))
-        return scores.softmax(1, dtype=torch.float32).to(x.dtype)
+        hidden = F.gelu(self.first(x))
+        scale = hidden.float().square().mean(1, keepdim=True).rsqrt()
+        return self.second(hidden * scale.to(x.dtype))
 
 
-@pytest.mark.parametrize("rewriting", [units_permuted, unit_duplicated])
-def test_the_rounding_of_a_network_that_narrows_inside_is_no_difference(rewriting):
+def test_the_rounding_of_a_network_that_narrows_inside_is_no_difference():
     torch.manual_seed(0)
     model, x = Narrow(), batch((5,)).float()
-    rewritten = rewriting(Original(model, x))
-    torch.testing.assert_close(rewritten(x), model(x))
-    exact = rewriting(Original(copy.deepcopy(model).double(), x.double()))
-    torch.testing.assert_close(exact(x.double()).float(), model(x))
+    torch.testing.assert_close(units_permuted(Original(model, x))(x), model(x))
 
 
 def test_a_large_bias_hides_no_difference_and_makes_none():
@@ -423,10 +420,8 @@ def joined(case, other):
 def test_a_rewriting_has_tensors_of_its_own_only_where_it_differs(rewriting):
     model = build(*CHAINS["square"][1:])
     rewritten = rewriting(Original(model, batch((6,))))
-    for place, own in {0: True, 2: True, 4: False}.items():
-        for name, tensor in model[place].named_parameters():
-            assert (getattr(rewritten[place], name) is not tensor) == own
-            assert (getattr(rewritten[place], name).data_ptr() != tensor.data_ptr()) == own
+    shared = {name for name, tensor in model.named_parameters() if rewritten.get_parameter(name) is tensor}
+    assert shared == {"2.bias", "4.weight", "4.bias"}
 
 
 @pytest.mark.parametrize(

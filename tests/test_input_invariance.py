@@ -258,7 +258,7 @@ def first_normalizes():
             TwoReaders(True),
             r"biases in 'stem', 'shortcut' do not absorb the shift.*: the logits differ by [\d.]+ of.* \(float32\)",
         ),
-        (network("in_place")[0], r"new biases in 'first' do not absorb the shift, as if something else saw the in"),
+        (network("in_place")[0], r"new biases in 'first' do not absorb the shift, because something else s"),
     ],
 )
 def test_a_network_that_cannot_absorb_a_shift_is_not_applicable_with_the_reason(model, message):

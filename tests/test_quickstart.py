@@ -39,8 +39,8 @@ def test_nothing_failed_and_no_control_is_broken(results):
     assert results.failures.empty
     judged = results.table("verdicts")
     controls = judged[judged["expected"] != ""]
-    # Six controls, two tests with a verdict, four views.
-    assert len(controls) == 6 * 2 * 4
+    # Six controls, two tests with a verdict, five views.
+    assert len(controls) == 6 * 2 * 5
     signed = controls[(controls["measure"] == "spearman") & (controls["sign"] == "signed")]
     assert (signed["verdict"] == signed["expected"]).all()
 
@@ -67,7 +67,7 @@ def test_verdicts_are_those_that_are_known(results):
     assert reason["random"].startswith("uninformative")
     verdict = signed.loc["random_logit", "verdict"]
     assert verdict[["gradient", "guided_backprop", "deconvnet"]].tolist() == ["PASS", "FAIL", "FAIL"]
-    sensitive = results.table("sensitivity").set_index("method")["sensitive"]
+    sensitive = results.table("sensitivity").query("sign == 'signed'").set_index("method")["sensitive"]
     assert sensitive["gradient"] == "from softmax_linear on, stage 1 of 4"
     assert sensitive["sobel"] == "to none of 4 stages"
 
@@ -92,10 +92,10 @@ def test_a_method_that_ignores_the_last_layer_is_sensitive_below_it_only():
         space=data.space,
         build=loaded.build,
     )
-    sensitive = results.table("sensitivity").set_index("mode")["sensitive"]
+    sensitive = results.table("sensitivity").query("sign == 'signed'").set_index("mode")["sensitive"]
     assert sensitive["top_down"] == "from fc1 on, stage 2 of 4"
     assert sensitive["independent"] == "to 3 of 4 blocks alone: fc1, hidden2, hidden1"
-    stages = results.table("cascade").set_index(["mode", "stage"])["value"]
+    stages = results.table("cascade").query("sign == 'signed'").set_index(["mode", "stage"])["value"]
     assert stages["top_down", "softmax_linear"] == 1
     (verdict,) = results.table("verdicts").query("measure == 'spearman' and sign == 'signed'")["verdict"]
     assert verdict == "PASS"
@@ -132,7 +132,7 @@ def test_a_fresh_random_map_is_within_four_standard_errors_of_zero(results):
 
 def test_guided_backprop_hardly_sees_that_the_output_layer_was_randomized(results):
     stages = results.table("cascade")
-    first = stages[stages["stage"] == "softmax_linear"].set_index("method")
+    first = stages[(stages["stage"] == "softmax_linear") & (stages["sign"] == "signed")].set_index("method")
     assert first.loc["guided_backprop", "low"] > first.loc["gradient", "high"]
 
 

@@ -237,3 +237,16 @@ def test_where_there_is_a_recipe_a_retrained_network_gives_a_ceiling(monkeypatch
         ceiling = values(frame, "spearman", role="ceiling_retrain", sign="signed")
         assert len(ceiling) == 4
         assert bool((ceiling == 1).all()) == same
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_what_a_layer_does_not_draw_itself_is_shuffled_and_the_record_says_so(norm):
+    """Under a weight norm the weight is computed of parameters that `reset_parameters` does not know."""
+    model = nn.Sequential(norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model(torch.rand(2, 6))
+    twin = twin_of(model, None, "key")
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert not torch.equal(ours, theirs), name
+    assert twin_note(model, None).startswith("twins by reset_parameters; shuffled within the tensor: 0")
+    assert twin_note(model[1:], None) == "twins by reset_parameters"

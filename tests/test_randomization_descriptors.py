@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from cases import Functional, case_of, network, rows, values
+from harness.catalogue import METRICS
 from harness.metrics.randomization_descriptors import histogram_entropy
+from harness.registry import OptionError
 
 
 @pytest.mark.parametrize("bins", [2, 10, 100])
@@ -82,3 +84,28 @@ def test_what_ignores_everything_stays_and_fresh_noise_does_not(method, one):
     # The mean of an edge detector over noisy inputs is the same at every stage, because the noise is.
     assert bool((similar == 1).all()) == one
     assert one or abs(float(similar.mean())) < 0.1
+
+
+def test_one_bin_has_no_entropy_and_noise_no_negative_spread():
+    for metric, option, value in (("efficient", "bins", 1), ("smooth", "noise", -0.1)):
+        with pytest.raises(OptionError, match=f"'{option}' expects .* greater than or equal"):
+            METRICS[f"{metric}_parameter_randomization"].resolve({option: value})
+
+
+def test_the_noise_has_the_range_of_its_own_sample_and_not_of_the_batch():
+    whole, part = case("gradient", n=4), case("gradient", n=4)
+    whole.x[0] *= 100
+    part.x, part.target, part.samples = whole.x[2:], whole.target[2:], whole.samples[2:]
+    part.source.calibration = whole.source.calibration = whole.x[1:]
+    first, second = (rows(each, "smooth_parameter_randomization", samples=3) for each in (whole, part))
+    first = first[first["sample"].isin(part.samples)]
+    torch.testing.assert_close(torch.tensor(first["value"].to_numpy()), torch.tensor(second["value"].to_numpy()))
+
+
+@pytest.mark.parametrize("metric", ["efficient_parameter_randomization", "smooth_parameter_randomization"])
+def test_statistics_of_batch_norms_follow_the_policy(metric):
+    options = {"samples": 2} if metric.startswith("smooth") else {}
+    found = [
+        rows(case("gradient", n=3), metric, batch_norm=policy, **options)["value"] for policy in ("keep", "recalibrate")
+    ]
+    assert not found[0].equals(found[1])

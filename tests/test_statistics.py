@@ -353,3 +353,49 @@ def test_verdicts_are_calibrated():
     assert max(counts[left]["FAIL"] for left in (0.0, 0.2, 0.35, 0.5)) <= 0.05
     assert counts[0.0]["PASS"] >= 0.9
     assert counts[1.0]["FAIL"] >= 0.9
+
+
+def test_logits_of_which_nothing_is_known_do_not_pass_for_an_output_that_did_not_change():
+    given = similarities(0.0)
+    given["output"] = np.full_like(given["output"], NAN)
+    result = survival(**given)
+    assert result.verdict == "INVALID"
+    assert result.reason == "how far the network's own output changed is unknown (constant or infinite logits)"
+
+
+def test_one_sample_is_judged_by_nothing_and_its_reason_has_no_nan():
+    result = judged(0.0, samples=1)
+    assert (result.verdict, result.reason) == ("INCONCLUSIVE", "one sample has no interval")
+    assert result.survival.value == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("ceiling", [0.6, 0.8])
+def test_a_ceiling_that_chance_reaches_places_nothing(ceiling):
+    """Else the ratio would turn around: what is more alike than chance would count as less."""
+    given = similarities(0.0, ceiling=ceiling, random=0.1)
+    given["floor_shift"] = np.full_like(given["floor_shift"], 0.8)
+    given["test"] = np.full_like(given["test"], 0.9)
+    result = survival(**given)
+    assert (result.verdict, np.isnan(result.survival.value)) == ("INVALID", True)
+    assert result.reason == f"chance alone reaches the ceiling of {ceiling:.2f}: nothing to lie between"
+    assert np.isnan(left_above(given["test"], given["floor_shift"], given["ceiling"]).value)
+
+
+def test_two_networks_that_agree_fail_however_few_draws_there_are():
+    assert judged(1.0, ceiling=1.0, random=1.0, draws=2).verdict == "FAIL"
+
+
+def test_the_chance_that_two_networks_agree_by_chance_is_the_tail_beyond_its_threshold():
+    given = similarities(1.0, ceiling=1.0)
+    floor = 0.98 + 0.01 * np.random.default_rng(0).standard_normal((100, 1))
+    given["floor_random"] = floor
+    expected = stats.ttest_1samp(1 - floor[:, 0], 0.05, alternative="less").pvalue
+    result = survival(**given)
+    assert (result.verdict, result.chance) == ("FAIL", pytest.approx(expected, rel=1e-9))
+
+
+def test_what_is_left_above_a_floor_uses_every_draw_that_is_defined():
+    floor, ceiling = np.array([[0.1, NAN], [0.3, 0.1], [NAN, NAN]]), np.ones((3, 1))
+    test = np.array([[0.55], [0.6], [0.9]])
+    found = left_above(test, floor, ceiling)
+    assert found.value == pytest.approx((0.45 + 0.4) / (0.9 + 0.8), rel=1e-12)

@@ -1,6 +1,7 @@
 """Views of the randomization tests on rows made for it: each says what is in the rows, in both directions."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -234,3 +235,41 @@ def test_the_figure_of_survival_is_drawn_for_each_test(tmp_path):
     scores = {"a": randomization(0.0), "b": randomization(0.6), "noise": randomization(ceiling=0.0)}
     names = [path.name for path in write_figures(results_of(scores), tmp_path)]
     assert names == ["survival-parameter_randomization-net.png"]
+
+
+def test_a_stage_behind_the_first_one_that_is_not_noticed_is_named():
+    assert sensitive(stages=(0.1, 0.9, 0.0)) == "from fc on, stage 1 of 3, but not at conv2"
+    assert sensitive(stages=(0.9, 0.1, 0.9)) == "from conv2 on, stage 2 of 3, but not at conv1"
+
+
+def test_a_headline_that_was_not_among_the_measures_says_so():
+    scores = [Score("pearson", around(0.5, 0), mode="full", stage="all", stage_index=3, draw=0, **SIGNED)]
+    (row,) = results_of({"m": scores}).table("headlines").to_dict("records")
+    assert np.isnan(row["value"])
+    assert row["reason"] == "spearman is not among the measures"
+    (row,) = results_of({"m": randomization()}).table("headlines").to_dict("records")
+    assert row["reason"] == ""
+
+
+@pytest.mark.parametrize("keeps_its_shape", [True, False])
+def test_a_map_that_flips_as_a_whole_passes_by_its_sign_alone(keeps_its_shape):
+    """As of LRP-z+: relevance takes the sign of the logit, and everywhere at once."""
+
+    def flipping():
+        for score in randomization(0.0):
+            yield score
+            if score.measure != "spearman":
+                continue
+            level = 0.9 if keeps_its_shape and score.role == "test" else 0.02
+            values = score.values if score.role == "ceiling_rerun" else around(level, 300 + (score.draw or 0))
+            yield replace(score, values=values, sign="up_to_sign", undefined={})
+
+    results = results_of({"m": flipping()})
+    judged = results.table("verdicts").set_index("sign")["verdict"]
+    assert judged["signed"] == "PASS"
+    assert judged["up_to_sign"] == ("FAIL" if keeps_its_shape else "PASS")
+    said = "passes by its sign alone (the shape of the map survives): m"
+    assert (said in conclusion(results)["look at"]) == keeps_its_shape
+    sensitive = results.table("sensitivity").set_index("sign")["sensitive"]
+    assert sensitive["signed"] == "from conv2 on, stage 2 of 3"
+    assert sensitive["up_to_sign"] == ("to none of 3 stages" if keeps_its_shape else "from fc on, stage 1 of 3")
