@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.metrics.rewriting import LINEAR, Call, Original, copy_of, set_tensor
+from harness.metrics.rewriting import LINEAR, Call, Original, set_tensor, sharing_copy
 from harness.types import NotApplicableError
 
 SIZES = ("out_channels", "out_features", "num_features", "num_parameters")
@@ -90,7 +90,7 @@ def batch_norm_folded(original: Original) -> nn.Module:
 
 def _folded(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> nn.Module:
     """A copy in which each of these linear layers has the weights that it has together with the batch norm behind."""
-    rewritten = copy_of(model)
+    rewritten = sharing_copy(model)
     for layer_name, norm_name in pairs:
         layer: Any = rewritten.get_submodule(layer_name)
         norm: Any = rewritten.get_submodule(norm_name)
@@ -138,7 +138,7 @@ def _reindexed(model: nn.Module, names: Sequence[str], index: Int[Tensor, " unit
 
     Copies of one unit share its outgoing weights evenly.
     """
-    rewritten = copy_of(model)
+    rewritten = sharing_copy(model)
     modules: list[Any] = [rewritten.get_submodule(name) for name in names]
     first, *between, last = modules
     units = len(first.weight)

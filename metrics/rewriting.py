@@ -230,7 +230,7 @@ def _calls(model: nn.Module, x: Float[Tensor, "1 ..."]) -> list[Call]:
     return calls
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def sharing_copy(model: nn.Module) -> nn.Module:
     """A copy with modules of its own that shares all tensors: they are replaced and never written to."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 

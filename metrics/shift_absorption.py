@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from harness.metrics.rewriting import LINEAR, Original, copy_of, set_tensor
+from harness.metrics.rewriting import LINEAR, Original, set_tensor, sharing_copy
 from harness.types import NotApplicableError
 
 ROUNDING = 1e-10
@@ -41,7 +41,7 @@ def shift_absorbed(original: Original, shift: float | Float[Tensor, "..."]) -> n
     moved = torch.as_tensor(shift).to(original.x).expand_as(original.x[:1])
 
     def rewrite(network: nn.Module) -> nn.Module:
-        rewritten = copy_of(network)
+        rewritten = sharing_copy(network)
         for name, call in readers.items():
             _absorb(rewritten.get_submodule(name), moved.reshape(call.input.shape))
         return rewritten

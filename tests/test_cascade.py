@@ -339,3 +339,25 @@ def test_a_name_that_stands_twice_is_refused_before_anything_is_computed(option)
 def test_no_measure_at_all_is_refused(metric):
     with pytest.raises(OptionError, match="at least 1 item"):
         METRICS[metric].resolve({"measures": []})
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("modes", [[], ["independent"], ["top_down", "independent"], ["bottom_up"]])
+def test_the_full_randomization_is_the_same_whatever_cascades_came_before_it(modes, fresh):
+    case = case_for("functional", n=3)
+    options = {"full_draws": 2, "cascade_draws": 1, "modes": modes, "fresh": fresh, "measures": ["pearson"]}
+    frame = rows(case, "parameter_randomization", **options)
+    assert set(frame.loc[frame["mode"] == "full", "stage"]) == {"all"}
+    for draw in range(2):
+        maps = case.explain(full(case, draw, Randomization("recalibrate", fresh)).model)
+        found = values(frame, "pearson", role="test", mode="full", sign="signed", draw=draw)
+        torch.testing.assert_close(found, pearson(case.maps.sum(1), maps.sum(1)), rtol=0, atol=1e-5)
+
+
+def test_a_retrained_network_is_explained_with_noise_of_its_own(monkeypatch):
+    case = case_for("functional", method="random", n=2)
+    monkeypatch.setattr(case.__class__, "retrained", lambda self: self.model)
+    frame = rows(case, "parameter_randomization", full_draws=1, cascade_draws=0, measures=["pearson"])
+    again, retrained = (values(frame, "pearson", role=f"ceiling_{role}") for role in ("rerun", "retrain"))
+    assert (retrained < 1).all()
+    assert not (again == retrained).any()

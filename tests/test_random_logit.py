@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cases import Functional, Linear, case_of, network, rows, values
+from harness.metrics.comparison import shifted
 from harness.metrics.random_logit import another_class
 
 CLASSES = 6
@@ -87,3 +88,26 @@ def test_draws_differ_by_sample_and_draw_and_do_not_depend_on_the_batch():
     torch.testing.assert_close(torch.tensor(first["value"].to_numpy()), torch.tensor(second["value"].to_numpy()))
     drawn = values(rows(whole, "random_logit", **options), "cosine", mode="random", role="test", sign="signed")
     assert len(drawn.view(4, -1).unique(dim=0)) == 4
+
+
+def test_a_stochastic_method_has_new_noise_in_every_draw_and_mode_and_for_the_second_call():
+    model, x, target = network("functional")
+    case = case_of(model, x, target, "random", build=Functional)
+    frame = rows(case, "random_logit", class_draws=3, measures=["pearson"])
+    frame = frame[(frame["sign"] == "signed") & (frame["role"] != "floor_shift")]
+    assert len(frame) == len(x) * (1 + 3 + 2)
+    assert frame["value"].nunique() == len(frame)
+    assert (frame["value"] < 1).all()
+
+
+def test_the_floor_is_the_map_of_the_other_class_moved_by_the_draws_own_offset():
+    weight = torch.randn(CLASSES, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    case = linear(weight)
+    frame = rows(case, "random_logit", measures=["cosine"], class_draws=3)
+    for draw in range(3):
+        words = case.draws("random_logit", "class").uniform(1, draw=draw)[:, 0]
+        other = weight[another_class(case.target, words, CLASSES)]
+        moved = shifted(other, case.draws("random_logit", "shift").uniform(1, draw=draw))
+        expected = torch.cosine_similarity(weight[case.target], moved)
+        found = values(frame, "cosine", role="floor_shift", sign="signed", draw=draw)
+        torch.testing.assert_close(found, expected)

@@ -243,7 +243,7 @@ def test_a_stage_behind_the_first_one_that_is_not_noticed_is_named():
 
 
 def test_a_headline_that_was_not_among_the_measures_says_so():
-    scores = [Score("pearson", around(0.5, 0), mode="full", stage="all", stage_index=3, draw=0, **SIGNED)]
+    scores = [replace(s, measure="pearson") if s.measure == "spearman" else s for s in randomization()]
     (row,) = results_of({"m": scores}).table("headlines").to_dict("records")
     assert np.isnan(row["value"])
     assert row["reason"] == "spearman is not among the measures"
