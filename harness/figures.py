@@ -160,10 +160,11 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
     right.set_ylabel("methods, by the signed map")
     right.legend(fontsize=8, frameon=False)
     for axis in (left, right):
-        for word, at, colour in (("pass", thresholds.pass_below, 2), ("fail", thresholds.fail_above, 3)):
-            axis.axvline(at, color=COLOURS[colour], ls=":", lw=1)
+        ends = (("pass", thresholds.pass_below, COLOURS[2]), ("fail", thresholds.fail_above, COLOURS[3]))
+        for word, at, colour in ends:
+            axis.axvline(at, color=colour, ls=":", lw=1)
             placed = {"transform": axis.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"}
-            axis.text(at, 0.01, word, color=COLOURS[colour], fontsize=7, **placed)
+            axis.text(at, 0.01, word, color=colour, fontsize=7, **placed)
         axis.grid(alpha=0.2)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -361,3 +361,11 @@ def test_a_retrained_network_is_explained_with_noise_of_its_own(monkeypatch):
     again, retrained = (values(frame, "pearson", role=f"ceiling_{role}") for role in ("rerun", "retrain"))
     assert (retrained < 1).all()
     assert not (again == retrained).any()
+
+
+def test_the_output_that_is_remembered_is_that_of_the_policy():
+    case = case_for("functional", n=3)
+    for how in (Randomization("keep"), Randomization("reset"), Randomization("recalibrate")):
+        for stage in (full(case, 0, how), *copies(cascade(case, "bottom_up", 0, how))):
+            expected = pearson(case.logits(case.x), case.logits(case.x, stage.model))
+            torch.testing.assert_close(output_of(case, stage).pearson, expected, rtol=0, atol=1e-6)

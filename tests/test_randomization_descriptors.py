@@ -109,3 +109,27 @@ def test_statistics_of_batch_norms_follow_the_policy(metric):
         rows(case("gradient", n=3), metric, batch_norm=policy, **options)["value"] for policy in ("keep", "recalibrate")
     ]
     assert not found[0].equals(found[1])
+
+
+def test_maps_whose_channels_cancel_or_that_are_constant_on_one_side_have_no_entropy():
+    maps = torch.randn(3, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    for method, channels, reason in (("gradient", (1, -1), "trained"), ("constant", (1, 1), "compared")):
+        given = case(method, n=3)
+        given.__dict__["maps"] = maps[:, :1] * torch.tensor(channels).view(1, 2, 1, 1)
+        frame = rows(given, "efficient_parameter_randomization", full_draws=1)
+        rise = frame[frame["measure"] == "entropy_rise"]
+        assert rise["value"].isna().all()
+        assert set(rise["reason"]) == {f"constant map ({reason} network)"}
+
+
+def test_a_stochastic_method_has_new_noise_for_every_noisy_input_of_every_network(monkeypatch):
+    given, calls = case("gradient", n=2), []
+    explain = given.explain
+
+    def noted(*arguments, call):
+        calls.append(call)
+        return explain(*arguments, call=call)
+
+    monkeypatch.setattr(given, "explain", noted)
+    rows(given, "smooth_parameter_randomization", samples=3, cascade_draws=2)
+    assert len(calls) == len(set(calls)) == 3 * (1 + 2 * len(given.source.blocks))

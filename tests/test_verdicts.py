@@ -150,10 +150,19 @@ def test_the_curve_changes_where_the_limits_of_the_interval_are():
         assert at[place] == (beyond[0] if beyond else "INCONCLUSIVE")
 
 
-@pytest.mark.parametrize(("made", "word"), [({"ceiling": 0.1}, "INVALID"), ({"draws": 4}, "INCONCLUSIVE")])
+@pytest.mark.parametrize(
+    ("made", "word"),
+    [
+        ({"ceiling": 0.1}, "INVALID"),
+        ({"ceiling": 0.1, "random": 0.1}, "INVALID"),
+        ({"draws": 4}, "INCONCLUSIVE"),
+        ({"draws": 4, "random": 0.99}, "FAIL"),
+    ],
+)
 def test_what_cannot_be_judged_cannot_be_judged_at_any_threshold(made, word):
-    table = results_of({"m": randomization(**made)}).table("thresholds")
-    assert set(table.iloc[0][-19:]) == {word}
+    results = results_of({"m": randomization(**made)})
+    assert results.table("verdicts")["verdict"].item() == word
+    assert set(results.table("thresholds").iloc[0][-19:]) == {word}
 
 
 def test_other_thresholds_make_other_verdicts_of_the_same_rows():
@@ -273,3 +282,19 @@ def test_a_map_that_flips_as_a_whole_passes_by_its_sign_alone(keeps_its_shape):
     sensitive = results.table("sensitivity").set_index("sign")["sensitive"]
     assert sensitive["signed"] == "from conv2 on, stage 2 of 3"
     assert sensitive["up_to_sign"] == ("to none of 3 stages" if keeps_its_shape else "from fc on, stage 1 of 3")
+
+
+def test_the_output_that_counts_is_that_of_the_full_randomization():
+    stage = {"mode": "top_down", "stage": "fc", "stage_index": 1}
+    unchanged = [Score("output_pearson", around(1.0, draw, 0.0), draw=draw, **stage) for draw in range(3)]
+    row = results_of({"m": [*randomization(), *unchanged]}).table("verdicts").iloc[0]
+    assert row["verdict"] == "PASS"
+    assert row["output_pearson"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_place_between_levels_needs_levels_that_differ_and_a_verdict():
+    for made, placed in (({}, True), ({"survives": 0.98, "random": 0.97}, False), ({"ceiling": 0.1}, False)):
+        row = results_of({"m": randomization(**made)}).table("verdicts").iloc[0]
+        assert np.isnan(row["above_random"]) != placed
+    row = results_of({"m": randomization(0.4, random=0.2)}).table("verdicts").iloc[0]
+    assert row["above_random"] == pytest.approx(0.25, abs=0.02)
