@@ -13,6 +13,7 @@ from harness.statistics import (
     DEFAULT,
     FALSE_VERDICTS,
     NO_INTERVAL,
+    SAME_MAP,
     Survival,
     Thresholds,
     Values,
@@ -145,7 +146,7 @@ def curve(judged: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFram
     if judged.empty:
         return judged
     judged = judged[judged["verdict"] != ""]
-    same_map = judged["ceiling_rerun"] - judged["floor_random"] < thresholds.ceiling_above_random
+    same_map = judged["reason"] == SAME_MAP
     places = {}
     for at in GRID:
         below, above = judged["high"] < at, judged["low"] > at

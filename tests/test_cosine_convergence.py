@@ -51,6 +51,8 @@ def test_the_masked_gradient_is_a_product_of_masked_matrices():
             found = frame[(frame["stage_index"] == index) & (frame["draw"] == draw)]["value"].to_numpy(copy=True)
             torch.testing.assert_close(torch.tensor(found), expected.detach())
             sides = [side * (inside > 0) for side in sides]
+        headline = frame[frame["stage"].isna() & (frame["draw"] == draw)]["value"].to_numpy()
+        assert np.array_equal(headline, found)  # of the lowest block
 
 
 def test_lrp_epsilon_carries_value_times_gradient():
@@ -194,3 +196,39 @@ def test_where_every_input_has_one_channel_the_headline_says_so_too():
     case = case_of(model, torch.rand(3, 1, dtype=torch.float64), torch.zeros(3, dtype=torch.int64), "gradient")
     frame = rows(case, "cosine_convergence", pairs=1)
     assert set(frame["reason"]) == {"one channel has no direction"}
+
+
+class Tokens(nn.Module):
+    """Two linear layers on [samples, tokens, channels]."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.second(self.first(x.transpose(1, 2)).relu()).square().mean(1)
+
+
+def test_the_channels_of_tokens_come_last():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Tokens().double().eval(), torch.rand(4, 3, 7, dtype=torch.float64)
+    case = case_of(model, x, torch.zeros(4, dtype=torch.int64), "gradient")
+    frame = rows(case, "cosine_convergence", pairs=1)
+    inside = model.first(x.transpose(1, 2)).relu().detach().requires_grad_()
+    noise = [case.draws("cosine_convergence", side).normal(5) for side in (0, 1)]
+    carried = [torch.autograd.grad(model.second(inside).square().mean(1), inside, side)[0] for side in noise]
+    expected = torch.cosine_similarity(*carried, dim=2).abs().quantile(0.5, 1)
+    found = frame[(frame["stage"] == "second") & (frame["role"] == "test")]["value"].to_numpy(copy=True)
+    torch.testing.assert_close(torch.tensor(found), expected)
+
+
+def test_a_sample_that_nothing_is_carried_to_is_undefined_alone():
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 3)).double().eval()
+    model[0].weight.data.abs_()
+    x = torch.tensor([[1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
+    case = case_of(model, x, torch.zeros(2, dtype=torch.int64), "gradient")
+    frame = rows(case, "cosine_convergence", pairs=1)
+    lowest = frame[(frame["stage"] == "0") & (frame["role"] == "test")]
+    assert lowest["value"].isna().tolist() == [False, True]
+    assert lowest["reason"].tolist()[1] == "the backward pass does not come by"

@@ -17,7 +17,7 @@ from harness.store import Memory, Part
 from harness.tables import markdown
 from harness.types import Score
 from harness.verdicts import curve, in_error, sensitivity
-from harness.words import conclusion
+from harness.words import conclusion, problems
 
 N = 40
 STAGES = ("fc", "conv2", "conv1")
@@ -223,8 +223,6 @@ def test_random_logits_are_judged_by_the_random_class_and_not_by_the_runner_up(s
 
 @pytest.mark.parametrize("function", ["parameter_randomization", "random_logit"])
 def test_a_control_that_comes_out_wrong_is_said_and_ends_in_exit_code_1(function):
-    from harness.words import problems
-
     scores = randomization(0.0) if function == "parameter_randomization" else classes(0.0)
     broken = results_of({"sobel": scores}, function, expected="FAIL")
     assert problems(broken)[0].startswith("BROKEN CONTROL: sobel is PASS, must be FAIL")
@@ -298,3 +296,36 @@ def test_a_place_between_levels_needs_levels_that_differ_and_a_verdict():
         assert np.isnan(row["above_random"]) != placed
     row = results_of({"m": randomization(0.4, random=0.2)}).table("verdicts").iloc[0]
     assert row["above_random"] == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_stage_is_noticed_if_the_whole_interval_is_below_and_known_up_to_the_share_that_may_be_undefined():
+    labels = {"model": "net", "model_seed": 0, "method": "m", "metric": "p", "sign": "signed", "mode": "top_down"}
+    stages = [
+        {"stage_index": 3, "stage": "c", "survival_low": 0.0, "survival": 0.1, "survival_high": 0.49, "undefined": 0.1},
+        {"stage_index": 1, "stage": "a", "survival_low": 0.3, "survival": 0.4, "survival_high": 0.51, "undefined": 0},
+        {"stage_index": 2, "stage": "b", "survival_low": 0.0, "survival": 0.1, "survival_high": 0.2, "undefined": 0.11},
+    ]
+    frame = pd.DataFrame([{**labels, **stage} for stage in stages])
+    assert sensitivity(frame)["sensitive"].item() == "from c on, stage 3 of 3; unknown at b"
+    lax = Thresholds(fail_above=0.6, degenerate_at_most=0.2)
+    assert sensitivity(frame, lax)["sensitive"].item() == "from a on, stage 1 of 3"
+
+
+def test_label_randomization_has_no_verdict_at_any_threshold():
+    assert results_of({"m": labels()}, "label_randomization").table("thresholds").empty
+
+
+@pytest.mark.parametrize(("similarity", "said"), [(0.45, True), (0.305, False), (0.2, False)])
+def test_maps_that_stay_for_permuted_labels_are_worth_a_look_if_the_whole_interval_says_so(similarity, said):
+    results = results_of({"m": labels(similarity)}, "label_randomization")
+    row = results.table("verdicts").iloc[0]
+    assert (row["survival"] > 0.5) == (similarity > 0.3)
+    assert (row["low"] > 0.5) == said
+    words = "nearly the same for a network that has learnt permuted labels: m"
+    assert (words in conclusion(results)["look at"]) == said
+
+
+def test_an_undecided_control_is_not_broken_and_an_undecided_method_is_named():
+    assert problems(results_of({"sobel": randomization(0.35)}, expected="FAIL")) == []
+    looked = conclusion(results_of({"m": randomization(0.35)}))["look at"]
+    assert "inconclusive by parameter_randomization" in looked
