@@ -29,15 +29,20 @@ def test_a_run_writes_tables_and_figures_and_ends_in_three_lines(tmp_path):
     last = [line for line in done.stdout.splitlines() if line.strip()][-3:]
     assert [line.partition(":")[0] for line in last] == ["held", "did not hold", "look at"]
     folder = tmp_path / "results" / "small"
-    names = ["leaderboard", "headlines", "verdicts", "cascade", "stages", "summary", "cost"]
+    names = "leaderboard headlines verdicts thresholds sensitivity cascade stages summary cost".split()
     assert sorted(p.name for p in (folder / "tables").iterdir()) == sorted(
         f"{n}.{e}" for n in names for e in ("csv", "md")
     )
-    for figure in ("cascade-mnist-cnn.png", "pixel_flipping-mnist-cnn.png"):
-        assert (folder / "figures" / figure).read_bytes().startswith(b"\x89PNG")
+    for figure in ("cascade-mnist-cnn", "pixel_flipping-mnist-cnn", "survival-parameter_randomization-mnist-cnn"):
+        assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     shown = call("table", folder, "--name", "verdicts")
     assert shown.returncode == 0
     assert "parameter_randomization" in shown.stdout
+    strict = ("--pass-below", "0.01", "--fail-above", "0.02")
+    assert call("table", folder, "--name", "verdicts", *strict).returncode == 0
+    refused = call("table", folder, "--pass-below", "0.6", "--fail-above", "0.3")
+    assert refused.returncode == 2
+    assert "expected 0 < --pass-below <= --fail-above < 1, got 0.6 and 0.3" in refused.stderr
 
 
 @pytest.mark.parametrize(
