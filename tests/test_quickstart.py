@@ -123,7 +123,9 @@ def test_sobel_is_exactly_one_at_every_stage(results):
 def test_a_fresh_random_map_is_within_four_standard_errors_of_zero(results):
     records = results.records
     similar = records[(records["method"] == "random") & (records["metric"] == "parameter_randomization")]
-    values = similar.loc[(similar["role"] == "test") & (similar["sign"] == "signed"), "value"]
+    # HOG descriptors of unrelated maps are alike by 0.15, and absolute correlations are above zero.
+    similar = similar[(similar["measure"] == "spearman") & (similar["sign"] == "signed")]
+    values = similar.loc[similar["role"] == "test", "value"]
     assert abs(values.mean()) < 4 * values.std() / np.sqrt(len(values))
     gains = records[(records["method"] == "random") & (records["measure"] == "symmetric_relevance_gain")]
     for _, gain in gains.groupby("metric", observed=True)["value"]:
