@@ -243,6 +243,14 @@ class Case:
         with torch.no_grad(), counted(model, self.passes):
             return torch.cat([model(x[part].clone()) for part in self._chunks(len(x))])
 
+    def shared_here(self, what: str) -> dict[Any, Any]:
+        """What all methods share on these samples; of other samples it is forgotten, so that memory does not grow."""
+        samples, known = self.source.shared.get(what, ((), {}))
+        if samples != tuple(self.samples):
+            known = {}
+            self.source.shared[what] = (tuple(self.samples), known)
+        return known
+
     @property
     def position_axes(self) -> int:
         """How many axes the positions of a sample have: 2 of an image, 1 of a signal or a table."""

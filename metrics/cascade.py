@@ -54,6 +54,16 @@ class Stage:
     key: tuple[object, ...]
 
 
+def check_parameters(case: Case) -> None:
+    """Check that there is something to randomize.
+
+    Raises:
+        NotApplicableError: the model has no parameters.
+    """
+    if not case.source.blocks:
+        raise NotApplicableError("the model has no parameters that could be randomized")
+
+
 def cascade(case: Case, mode: CascadeMode, draw: int, how: Randomization) -> Iterator[Stage]:
     """The stages of a cascade, one for each block.
 
@@ -154,11 +164,9 @@ class Output:
 
 def output_of(case: Case, stage: Stage) -> Output:
     """How the randomized network's output differs from the trained one's: asked for by every method, computed once."""
-    samples, known = case.source.shared.get("outputs", ((), {}))
-    if samples != tuple(case.samples):
-        # Those of the last block only, so that memory does not grow with the samples.
-        known = {"trained": case.logits(case.x)}
-        case.source.shared["outputs"] = (tuple(case.samples), known)
+    known = case.shared_here("outputs")
+    if "trained" not in known:
+        known["trained"] = case.logits(case.x)
     if stage.key not in known:
         trained, logits = known["trained"], case.logits(case.x, stage.model)
         predicted = logits.argmax(1)

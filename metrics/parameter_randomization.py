@@ -8,10 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from harness.case import Case
-from harness.metrics.cascade import BatchNormPolicy, CascadeMode, Randomization, Stage, cascade, full, output_of
+from harness.metrics.cascade import (
+    BatchNormPolicy,
+    CascadeMode,
+    Randomization,
+    Stage,
+    cascade,
+    check_parameters,
+    full,
+    output_of,
+)
 from harness.metrics.comparison import MEASURES, Measures, Ready, compare, ready
 from harness.registry import metric
-from harness.types import Count, Distinct, NonNegative, NotApplicableError, Score
+from harness.types import Count, Distinct, NonNegative, Score
 
 
 @metric(family="randomization", direction="lower", headline="spearman", version=2, uses=("retrained",))
@@ -57,8 +66,7 @@ def parameter_randomization(
     Raises:
         NotApplicableError: the model has no parameters, or none of the measures applies to its maps.
     """
-    if not case.source.blocks:
-        raise NotApplicableError("the model has no parameters that could be randomized")
+    check_parameters(case)
     test = _Test(case, repredict, measures, ready(case.maps, "trained network", measures))
     yield from test.trained()
     how = Randomization(batch_norm, fresh)

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.case import Case
-from harness.metrics.cascade import BatchNormPolicy, Randomization, cascade, full
+from harness.metrics.cascade import BatchNormPolicy, Randomization, cascade, check_parameters, full
 from harness.metrics.comparison import compare, ready
 from harness.metrics.preprocessing import degenerate, first_reason, reduce_channels, undefined_as_nan
 from harness.registry import metric
-from harness.types import Count, NotApplicableError, Score
+from harness.types import Count, Score
 
 
 @metric(family="randomization", direction=None, headline="entropy_rise")
@@ -42,7 +42,7 @@ def efficient_parameter_randomization(
     Raises:
         NotApplicableError: the model has no parameters.
     """
-    _needs_parameters(case)
+    check_parameters(case)
     ours, undefined = _entropy(case.maps, bins, "trained network")
     yield Score("entropy", undefined_as_nan(ours, undefined), undefined, channels="sum", sign="signed")
     for draw in range(full_draws):
@@ -98,7 +98,7 @@ def smooth_parameter_randomization(
     Raises:
         NotApplicableError: the model has no parameters.
     """
-    _needs_parameters(case)
+    check_parameters(case)
     ours = ready(_smoothed(case, case.model, samples, noise, ()), "trained network", ("spearman",))
     for draw in range(cascade_draws):
         for stage in cascade(case, "bottom_up", draw, Randomization(batch_norm)):
@@ -122,8 +122,3 @@ def _smoothed(
         total = maps if total is None else total + maps
     assert total is not None
     return total / samples
-
-
-def _needs_parameters(case: Case) -> None:
-    if not case.source.blocks:
-        raise NotApplicableError("the model has no parameters that could be randomized")

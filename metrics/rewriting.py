@@ -53,11 +53,7 @@ def rewritten_networks(case: Case, rewritings: Mapping[K, Rewriting]) -> dict[K,
     Raises:
         NotApplicableError: no rewriting of this network could be checked.
     """
-    samples, known = case.source.shared.get("rewritings", ((), {}))
-    if samples != tuple(case.samples):
-        # Those of the last block only: they are checked with its samples, and memory does not grow.
-        known = {}
-        case.source.shared["rewritings"] = (tuple(case.samples), known)
+    known = case.shared_here("rewritings")
     if rewritings.keys() - known.keys():
         original = Original(case.model, case.x)
         for key in rewritings.keys() - known.keys():
