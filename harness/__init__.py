@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.catalogue import METHODS, METRICS
     from harness.random import Draws
     from harness.registry import method, metric
+    from harness.reproduction import Reproduction, reproduce
     from harness.results import Results
     from harness.space import InputSpace
     from harness.types import InputError, NotApplicableError, Score
@@ -27,6 +28,8 @@ _HOMES = {
     "METRICS": "catalogue",
     "method": "registry",
     "metric": "registry",
+    "Reproduction": "reproduction",
+    "reproduce": "reproduction",
     "Results": "results",
     "InputSpace": "space",
     "InputError": "types",
@@ -42,12 +45,14 @@ __all__ = [
     "InputError",
     "InputSpace",
     "NotApplicableError",
+    "Reproduction",
     "Results",
     "Score",
     "evaluate",
     "explain",
     "method",
     "metric",
+    "reproduce",
     "run",
 ]
 

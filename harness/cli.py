@@ -28,7 +28,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 INTERRUPTED = 130
 SHOWN = ("leaderboard", "sensitivity", "stages")
 
-Kind = Literal["methods", "metrics", "models", "data", "studies"]
+Kind = Literal["methods", "metrics", "models", "data", "studies", "reproductions"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -87,6 +87,43 @@ def table(
         _show(results, folder)
     for each in tables.TABLES if name == "all" else [name] if name else []:
         _print(results.table(each), each)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="a built-in reproduction or a Python file; `harness list reproductions`")],
+    out: Annotated[Path | None, typer.Option(help="the folder [default: results/<name>]")] = None,
+    cifar: Annotated[Path | None, typer.Option(help="a folder with ResNets for CIFAR-10 and pictures")] = None,
+    imagenet: Annotated[Path | None, typer.Option(help="a folder with a MobileNetV2 and pictures of ImageNet")] = None,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
+    samples: Annotated[int | None, typer.Option(help="use this many samples of each model's data")] = None,
+    chunk: Annotated[int | None, typer.Option(help="samples that go through a model at once")] = None,
+) -> None:
+    """Run the studies of a paper and print a table of its claims: reproduced, not reproduced, or not testable here.
+
+    Examples: `harness reproduce adebayo2018`, `harness reproduce adebayo2018 --cifar cifar10 --imagenet imagenet`,
+    `harness reproduce mine.py`. A claim that does not hold is a result: it is no error.
+
+    Exit codes: 0 done; 1 done with failed cells or a broken control; 2 wrong input; 130 interrupted.
+    """
+    from harness import reproduction
+    from harness.claim_tables import changes, wide
+    from harness.progress import bars
+    from harness.words import problems
+
+    given = {option: folder for option, folder in (("cifar", cifar), ("imagenet", imagenet)) if folder}
+    with _warnings_told(), bars(console) as progress:
+        outcome = reproduction.reproduce(
+            name, out, given=given, device=device, samples=samples, chunk=chunk, progress=progress
+        )
+    _print(wide(outcome.claims), "claims")
+    if len(outcome.reproduction.protocols) > 1:
+        _print(changes(outcome.claims), "where the protocol decides")
+    wrong = [problem for results in outcome.results.values() for problem in problems(results)]
+    for problem in wrong:
+        errors.print(f"[bold red]look at:[/] {_plain(problem)}")
+    console.print(f"claims with rules and numbers: {outcome.folder}/claims.md", markup=False)
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()
@@ -239,9 +276,10 @@ def show(
 
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
-    """List what is there by name: methods, metrics, models, data or studies."""
+    """List what is there by name: methods, metrics, models, data, studies or reproductions."""
     from harness.catalogue import DATA, GUESTS, METHODS, METRICS, MODELS
     from harness.registry import Entry, SourceEntry
+    from harness.reproductions import BUILT_IN
     from harness.study import studies
 
     registries: dict[str, Mapping[str, Entry]] = {
@@ -260,6 +298,10 @@ def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
             name = entry.usage if isinstance(entry, SourceEntry) else entry.name
             family = "" if isinstance(entry, SourceEntry) else f"{entry.family}: "
             listing.add_row(name, _plain(" ".join(options)), _plain(f"{family}{entry.summary}"))
+    elif kind == "reproductions":
+        for name, load in BUILT_IN.items():
+            found = load()
+            listing.add_row(name, " ".join(f"--{option} DIR" for option in found.takes), _plain(found.title))
     else:
         for name, path in studies().items():
             listing.add_row(name, "", path.read_text().partition("\n")[0].lstrip("# "))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.digests import digest
-from harness.metrics.cascade import Randomization, cascade, output_of
+from harness.metrics.cascade import Randomization, cascade, groups_of, output_of
 from harness.metrics.preprocessing import reduce_channels
 from harness.plan import Group, identity_of, numerics
 from harness.store import write_atomically
@@ -49,7 +49,8 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     key = digest(*where, explainers, list(labels), options, seed)
     if path.exists() and read_cascade(path)[1] == key:
         return
-    stages = ["trained", *(block.name for block in reversed(subject.source.blocks))]
+    groups = groups_of(subject.source.blocks, options["stages"])
+    stages = ["trained", *(blocks[-1].name for blocks in groups)]
     rows = [_row(g, seed, len(stages), options) for g in group]
     caption = f"{subject.label}, sample {subject.samples[0]}, explained class {int(subject.target[0])}"
     image = subject.space.within_box(subject.x)[0].clamp(0, 1).cpu().numpy()
@@ -59,15 +60,16 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
 def options_of(group: Group) -> Mapping[str, Any]:
     """How the group's parameter randomization goes about it; nothing if it has none, and so no cascade."""
     options = [task.options for task in group.tasks if task.metric.name == "parameter_randomization"]
-    return {name: options[0][name] for name in ("batch_norm", "fresh", "repredict")} if options else {}
+    return {name: options[0][name] for name in ("batch_norm", "fresh", "repredict", "stages")} if options else {}
 
 
 def _row(group: Group, seed: int, stages: int, options: Mapping[str, Any]) -> np.ndarray:
     case = group.case(seed=seed, chunk=1)
     empty = np.full((stages, *(case.x.shape[2:] or case.x.shape[1:])), np.nan)
+    how = Randomization(options["batch_norm"], options["fresh"], options["stages"])
     try:
         maps = [case.maps]
-        for stage in cascade(case, "top_down", 0, Randomization(options["batch_norm"], options["fresh"])):
+        for stage in cascade(case, "top_down", 0, how):
             target = output_of(case, stage).predicted if options["repredict"] else None
             maps.append(case.explain(stage.model, target=target, call=("top_down", 0, stage.index)))
     except Exception:  # the cells of this method have recorded why; the picture leaves its row empty

@@ -217,18 +217,28 @@ def left_above(
     floor: Float[np.ndarray, "samples floor_draws"],
     ceiling: Float[np.ndarray, "samples 1"],
 ) -> Interval:
-    """The ratio of means (test - floor) / (ceiling - floor) with its interval, the floor averaged for each sample.
+    """The ratio of means (test - floor) / (ceiling - floor) with its interval; see `shares_above`."""
+    return mean_interval(shares_above(test, floor, ceiling))
 
-    For a test whose floor was measured in other draws than its own, such as a stage of a cascade. NaN where the ceiling
-    is not above the floor.
+
+def shares_above(
+    test: Values,
+    floor: Float[np.ndarray, "samples floor_draws"],
+    ceiling: Float[np.ndarray, "samples 1"],
+) -> Values:
+    """Values whose mean is the ratio of means (test - floor) / (ceiling - floor), the floor averaged for each sample.
+
+    Their interval is that of the ratio by the delta method, and differences of such values are paired comparisons. For
+    a test whose floor was measured in other draws than its own, such as a stage of a cascade. NaN where the ceiling is
+    not above the floor.
     """
     known = ~np.isnan(floor).all(1)
     each = np.full((len(floor), 1), np.nan)
     each[known, 0] = np.nanmean(floor[known], 1)
     above = test - each
     if np.isnan(above).all() or not mean_of(ceiling - each) > 0:
-        return NO_INTERVAL
-    return mean_interval(_linearized(above, ceiling - each))
+        return np.full_like(test, np.nan)
+    return _linearized(above, ceiling - each)
 
 
 def mean_of(values: Values) -> float:

@@ -6,9 +6,9 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
 
 from harness.digests import digest
+from harness.edges import edge_strength
 from harness.random import Draws
 from harness.registry import method
 
@@ -26,15 +26,8 @@ def random(
 
 @method(family="control", needs=("image",), expected=IGNORES_EVERYTHING)
 def sobel(model: nn.Module, x: Float[Tensor, "n c h w"], target: Int[Tensor, " n"]) -> Float[Tensor, "n 1 h w"]:
-    r"""Edge strength of the mean over channels, $\sqrt{(S_h^2 + S_v^2) / 2}$: ignores the model altogether.
-
-    Borders are replicated; scaled as in scikit-image.
-    """
-    smooth, difference = torch.tensor([1.0, 2.0, 1.0]) / 4, torch.tensor([1.0, 0.0, -1.0])
-    horizontal = torch.outer(difference, smooth).to(x)
-    kernels = torch.stack([horizontal, horizontal.T])[:, None]
-    edges = conv2d(pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate"), kernels)
-    return (edges.square().sum(1, keepdim=True) / 2).sqrt()
+    r"""Edge strength of the mean over channels, $\sqrt{(S_h^2 + S_v^2) / 2}$: ignores the model altogether."""
+    return edge_strength(x)
 
 
 @method(family="control", expected=IGNORES_EVERYTHING)

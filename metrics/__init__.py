@@ -3,6 +3,7 @@
 from harness.metrics import (
     completeness,
     cosine_convergence,
+    edge_similarity,
     implementation_invariance,
     input_invariance,
     label_randomization,
@@ -11,11 +12,13 @@ from harness.metrics import (
     pixel_flipping,
     random_logit,
     randomization_descriptors,
+    zero_fraction,
 )
 
 __all__ = [
     "completeness",
     "cosine_convergence",
+    "edge_similarity",
     "implementation_invariance",
     "input_invariance",
     "label_randomization",
@@ -24,4 +27,5 @@ __all__ = [
     "pixel_flipping",
     "random_logit",
     "randomization_descriptors",
+    "zero_fraction",
 ]

@@ -1,5 +1,6 @@
 """Randomized versions of a trained network, block by block. The trained network is never written to."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,10 +28,13 @@ class Randomization:
             again. All other blocks keep theirs.
         fresh: whether every stage of a cascade has a twin of its own; else a block that is randomized in one stage
             keeps these parameters in the next.
+        stages: of a cascade, at most: the block at the output makes one, the others are joined to nearly equal groups.
+            0: a stage for each block.
     """
 
     batch_norm: BatchNormPolicy = "recalibrate"
     fresh: bool = False
+    stages: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Stage:
 
     Attributes:
         mode: `full`, or the kind of cascade.
-        index: how many blocks are randomized; in mode `independent`, which one, counted from the output.
+        index: how many groups of blocks are randomized; in mode `independent`, which one, counted from the output.
         name: of the block that was randomized last; `all` in mode `full`.
         draw: of the twin.
         model: the network.
@@ -65,24 +69,42 @@ def check_parameters(case: Case) -> None:
 
 
 def cascade(case: Case, mode: CascadeMode, draw: int, how: Randomization) -> Iterator[Stage]:
-    """The stages of a cascade, one for each block.
+    """The stages of a cascade, one for each block or group of blocks.
 
-    `top_down`: stage k randomizes the last k blocks, counted from the output. `bottom_up`: the first k blocks,
-    counted from the input. `independent`: the k-th block from the output and no other.
+    `top_down`: stage k randomizes the last k, counted from the output. `bottom_up`: the first k, counted from the
+    input. `independent`: the k-th from the output and no other.
     """
-    blocks = case.source.blocks
-    order = blocks if mode == "bottom_up" else tuple(reversed(blocks))
+    order = groups_of(case.source.blocks, how.stages)
+    if mode == "bottom_up":
+        order = [tuple(reversed(group)) for group in reversed(order)]
     twin, model = case.twin(draw), copy_of(case.model)
-    for index, block in enumerate(order, 1):
-        fresh, randomized = [block], order[:index]
+    for index, group in enumerate(order, 1):
+        fresh, randomized = group, tuple(block for each in order[:index] for block in each)
         if how.fresh:
-            twin, fresh = case.twin(draw, index), list(randomized)
+            twin, fresh = case.twin(draw, index), randomized
         if mode == "independent":
-            model, randomized, fresh = copy_of(case.model), (block,), [block]
+            model, randomized, fresh = copy_of(case.model), group, group
         for each in fresh:
             _copy(each, twin, model, how.batch_norm)
         key = (mode, draw, index, how)
-        yield Stage(mode, index, block.name, draw, _settled(case, model, randomized, how.batch_norm, key), key)
+        yield Stage(mode, index, group[-1].name, draw, _settled(case, model, randomized, how.batch_norm, key), key)
+
+
+def groups_of(blocks: Sequence[Block], stages: int) -> list[tuple[Block, ...]]:
+    """The blocks from the output down, joined to at most so many groups: see `Randomization`.
+
+    Args:
+        blocks: in execution order.
+        stages: how many groups; 0: one for each block.
+    """
+    order = tuple(reversed(blocks))
+    if stages == 0 or stages >= len(order):
+        return [(block,) for block in order]
+    if stages == 1:
+        return [order]
+    below, groups = order[1:], stages - 1
+    ends = [round(len(below) * group / groups) for group in range(groups + 1)]
+    return [order[:1], *(below[start:end] for start, end in itertools.pairwise(ends))]
 
 
 def full(case: Case, draw: int, how: Randomization) -> Stage:

@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.metrics.preprocessing import (
     Channels,
     degenerate,
+    diverging_clip,
     first_reason,
     min_max,
     percentile_clip,
@@ -20,12 +21,15 @@ from harness.metrics.preprocessing import (
     undefined_as_nan,
 )
 from harness.metrics.similarity import Prepared, centred, largest, ranked, vectors
-from harness.metrics.structure import LEAST_SIDE, WINDOW, Descriptors, descriptors, windows
+from harness.metrics.structure import LEAST_SIDE, WINDOW, Channelwise, Descriptors, descriptors, windows
 from harness.types import Distinct, NotApplicableError, Score
 
 Measure = Literal["spearman", "pearson", "cosine", "ssim", "hog", "top_k"]
 Measures = Annotated[Sequence[Measure], Field(min_length=1), Distinct]
 """An option that names the measures of a test."""
+
+Convention = Literal["harness", "adebayo2018"]
+"""An option that says what is done to raw maps before they are compared: see `ready`."""
 
 MEASURES: tuple[Measure, ...] = ("spearman", "ssim", "hog")
 VIEWS: tuple[tuple[Channels, str], ...] = (("sum", "signed"), ("abs_sum", "absolute"))
@@ -86,31 +90,43 @@ class Ready:
         return replace(self, parts=tuple(_rolled(part) for part in self.parts))
 
 
-def ready(maps: Float[Tensor, "n *shape"], whose: str, measures: Sequence[Measure] = MEASURES) -> Ready:
+def ready(
+    maps: Float[Tensor, "n *shape"],
+    whose: str,
+    measures: Sequence[Measure] = MEASURES,
+    convention: Convention = "harness",
+) -> Ready:
     """Everything that can be computed of a batch of maps before it is compared with others.
 
     Spearman, Pearson, cosine and top_k (the largest tenth) are of the signed and of the absolute maps; SSIM is of
     absolute ones clipped at their 99th percentile, for images and signals of at least 11 positions an axis; HOG is of
     signed ones scaled to [0, 1], for images of at least 12 pixels a side. What does not apply is left out.
 
+    By the convention of `adebayo2018sanity`, as in its notebooks, maps of several channels are clipped at their 99th
+    percentile before they are ranked; SSIM is of signed maps scaled to [0, 1], channel by channel, with a data range of
+    2 and sample covariances; HOG is compared by rank. That makes unrelated maps look alike: see `harness.nulls`.
+
     Args:
         maps: raw maps [n,c,h,w], [n,c,t] or, for tables, [n,f].
         whose: the maps, named in reasons.
         measures: of similarity.
+        convention: what is done to the maps before.
 
     Raises:
         NotApplicableError: none of the measures applies.
     """
     parts = []
+    prepared_by = _prepared if convention == "harness" else _originally
     for channels, sign in VIEWS:
-        values = reduce_channels(maps, channels)
+        values, whole = reduce_channels(maps, channels), maps
         undefined = first_reason(degenerate(values, whose))
         if undefined:
             # What a measure does to a broken map is no number of ours; zeros in, NaN out.
-            values = values.nan_to_num(0, 0, 0)
+            values, whole = values.nan_to_num(0, 0, 0), maps.nan_to_num(0, 0, 0)
         for measure in measures:
-            for normalization, prepared in _prepared(measure, sign, values, table=maps.ndim == 2):
-                parts.append(Part(measure, channels, sign, normalization, prepared, undefined))
+            for normalization, prepared in prepared_by(measure, sign, values, whole):
+                seen: Channels = "each" if isinstance(prepared, Channelwise) else channels
+                parts.append(Part(measure, seen, sign, normalization, prepared, undefined))
     if not parts:
         needs = f"ssim needs {WINDOW} positions an axis, hog images of {LEAST_SIDE} pixels a side"
         raise NotApplicableError(f"{', '.join(measures)}: nothing to compare maps {list(maps.shape[1:])} by: {needs}")
@@ -171,7 +187,7 @@ def torus_index(axes: tuple[int, ...], words: Float[Tensor, "n axes"]) -> Int[Te
 
 
 def _prepared(
-    measure: Measure, sign: str, values: Float[Tensor, "n *axes"], table: bool
+    measure: Measure, sign: str, values: Float[Tensor, "n *axes"], maps: Float[Tensor, "n *shape"]
 ) -> Iterator[tuple[str, Prepared]]:
     """Normalization and prepared maps, or nothing where the measure does not apply to this view."""
     images, least = values.ndim == 3, min(values.shape[1:])
@@ -184,10 +200,30 @@ def _prepared(
             yield "none", vectors(values)
         case "top_k":
             yield "none", largest(values, FRACTION)
-        case "ssim" if sign == "absolute" and not table and least >= WINDOW:
+        case "ssim" if sign == "absolute" and maps.ndim > 2 and least >= WINDOW:
             yield "percentile_clip", windows(percentile_clip(values), data_range=1.0)
         case "hog" if sign == "signed" and images and least >= LEAST_SIDE:
             yield "min_max", descriptors(min_max(values))
+
+
+def _originally(
+    measure: Measure, sign: str, values: Float[Tensor, "n *axes"], maps: Float[Tensor, "n *shape"]
+) -> Iterator[tuple[str, Prepared]]:
+    """The same by the convention of `adebayo2018sanity`."""
+    images, least, channels = values.ndim == 3, min(values.shape[1:]), maps.shape[1]
+    match measure:
+        case "spearman" if maps.ndim > 2 and channels > 1:
+            clip = diverging_clip if sign == "signed" else percentile_clip
+            yield clip.__name__, ranked(clip(values))
+        case "ssim":
+            if sign == "signed" and maps.ndim > 2 and least >= WINDOW:
+                scaled = windows(min_max(maps).flatten(0, 1), data_range=2.0, sample_covariance=True)
+                yield "min_max_range_2", Channelwise(scaled, channels)
+        case "hog":
+            if sign == "signed" and images and least >= LEAST_SIDE:
+                yield "min_max_rank", descriptors(min_max(values), rank=True)
+        case _:
+            yield from _prepared(measure, sign, values, maps)
 
 
 def _rolled(part: Part) -> Part:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from harness.case import Case, Partner
-from harness.metrics.comparison import MEASURES, Measures, Ready, compare, ready
+from harness.metrics.comparison import MEASURES, Convention, Measures, Ready, compare, ready
 from harness.registry import metric
 from harness.types import Score
 
@@ -19,7 +19,9 @@ from harness.types import Score
     needs=("partner",),
     uses=("second_partner", "retrained"),
 )
-def label_randomization(case: Case, *, measures: Measures = MEASURES) -> Iterator[Score]:
+def label_randomization(
+    case: Case, *, measures: Measures = MEASURES, convention: Convention = "harness"
+) -> Iterator[Score]:
     r"""Label randomization test: similarity of $A(f_{true}, x)$ and $A(f_{permuted}, x)$ on held-out samples.
 
     The partner $f_{permuted}$ is the same architecture and recipe, trained on permuted labels until it has memorized
@@ -41,6 +43,7 @@ def label_randomization(case: Case, *, measures: Measures = MEASURES) -> Iterato
     Args:
         case: what to test.
         measures: of similarity; see `harness.metrics.comparison`.
+        convention: what is done to maps before they are compared; see `harness.metrics.comparison.ready`.
 
     Raises:
         NotApplicableError: none of the measures applies to these maps.
@@ -49,12 +52,12 @@ def label_randomization(case: Case, *, measures: Measures = MEASURES) -> Iterato
     predicted = case.logits(case.x).argmax(1)
 
     def explained(model: torch.nn.Module | None, whose: str, call: str) -> Ready:
-        return ready(case.explain(model, call=call), whose, measures)
+        return ready(case.explain(model, call=call), whose, measures, convention)
 
     yield from _accuracies("partner", partner)
     yield from _accuracies("second_partner", second)
     yield Score("prediction_kept", (case.logits(case.x, partner.model).argmax(1) == predicted).double())
-    ours = ready(case.maps, "trained network", measures)
+    ours = ready(case.maps, "trained network", measures, convention)
     noise = explained(partner.model, "partner", "partner")
     yield from _unless(partner.invalid, compare(ours, noise))
     words = case.draws("label_randomization", "shift").uniform(case.position_axes)

@@ -18,7 +18,7 @@ from harness.metrics.cascade import (
     full,
     output_of,
 )
-from harness.metrics.comparison import MEASURES, Measures, Ready, compare, ready
+from harness.metrics.comparison import MEASURES, Convention, Measures, Ready, compare, ready
 from harness.registry import metric
 from harness.types import Count, Distinct, NonNegative, Score
 
@@ -33,7 +33,9 @@ def parameter_randomization(
     batch_norm: BatchNormPolicy = "recalibrate",
     fresh: bool = False,
     repredict: bool = False,
+    stages: NonNegative = 0,
     measures: Measures = MEASURES,
+    convention: Convention = "harness",
 ) -> Iterator[Score]:
     r"""Model parameter randomization test: similarity of $A(f_\theta, x)$ and $A(f_{\theta_k}, x)$.
 
@@ -61,15 +63,18 @@ def parameter_randomization(
             again.
         fresh: new random parameters for all randomized blocks at each stage, as in the original notebooks.
         repredict: explain what the randomized network predicts at each stage, as in the original notebooks.
+        stages: of a cascade, at most, in networks of many blocks: the block at the output makes one, the others are
+            joined to groups; 0: one for each block.
         measures: of similarity; see `harness.metrics.comparison`.
+        convention: what is done to maps before they are compared; see `harness.metrics.comparison.ready`.
 
     Raises:
         NotApplicableError: the model has no parameters, or none of the measures applies to its maps.
     """
     check_parameters(case)
-    test = _Test(case, repredict, measures, ready(case.maps, "trained network", measures))
+    test = _Test(case, repredict, measures, convention, ready(case.maps, "trained network", measures, convention))
     yield from test.trained()
-    how = Randomization(batch_norm, fresh)
+    how = Randomization(batch_norm, fresh, stages)
     previous: Ready | None = None
     for draw in range(full_draws):
         end: tuple[Stage, Ready] | None = None
@@ -94,10 +99,11 @@ class _Test:
     case: Case
     repredict: bool
     measures: Measures
+    convention: Convention
     ours: Ready
 
     def ready(self, maps: Float[Tensor, "n ..."]) -> Ready:
-        return ready(maps, "compared network", self.measures)
+        return ready(maps, "compared network", self.measures, self.convention)
 
     def explained(self, stage: Stage) -> Ready:
         target = output_of(self.case, stage).predicted if self.repredict else None

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Channels = Literal["sum", "abs_sum"]
+Channels = Literal["sum", "abs_sum", "each"]
 
 
 def reduce_channels(maps: Float[Tensor, "n *shape"], channels: Channels) -> Float[Tensor, "n *axes"]:
     """One value a position: `sum` keeps sign and completeness, `abs_sum` is the sum of absolute values.
 
-    Tables [n, f] have no channels and keep their shape.
+    `each` stands for maps that are not reduced, in labels of scores. Tables [n, f] have no channels.
     """
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     maps = maps.abs() if channels == "abs_sum" else maps
@@ -25,15 +25,29 @@ def percentile_clip(maps: Float[Tensor, "n *axes"], percentile: float = 99.0) ->
     Clipping makes ties among the largest values, so rank measures must not be computed on the result.
     """
     flat = maps.flatten(1)
-    # Linear interpolation between order statistics, as torch and numpy do; the largest ones are enough.
-    place = percentile / 100 * (flat.shape[1] - 1)
-    below, share = int(place), place - int(place)
-    largest = flat.topk(flat.shape[1] - below, dim=1).values
-    top = largest[:, -1:].lerp(largest[:, -2:-1], share) if share else largest[:, -1:]
+    top = _percentile(flat, percentile)
     # A map with fewer non-zero values than the percentile leaves is scaled by its largest one.
     top = torch.where(top > 0, top, flat.amax(1, keepdim=True))
     scaled = (flat / top.clamp(min=torch.finfo(maps.dtype).tiny)).clamp(max=1)
     return scaled.view_as(maps)
+
+
+def diverging_clip(maps: Float[Tensor, "n *axes"], percentile: float = 99.0) -> Float[Tensor, "n *axes"]:
+    """Scale maps of both signs by the absolute value of their percentile, clipped to [-3, 1] as drawn by PAIR's code.
+
+    What `adebayo2018sanity` compared by rank, with ties among the largest values; zero maps stay zero.
+    """
+    flat = maps.flatten(1)
+    span = _percentile(flat, percentile).abs().clamp(min=torch.finfo(maps.dtype).tiny)
+    return (flat / span).clamp(-3, 1).view_as(maps)
+
+
+def _percentile(flat: Float[Tensor, "n d"], percentile: float) -> Float[Tensor, "n 1"]:
+    """Linear interpolation between order statistics, as torch and numpy do; the largest ones are enough."""
+    place = percentile / 100 * (flat.shape[1] - 1)
+    below, share = int(place), place - int(place)
+    largest = flat.topk(flat.shape[1] - below, dim=1).values
+    return largest[:, -1:].lerp(largest[:, -2:-1], share) if share else largest[:, -1:]
 
 
 def min_max(maps: Float[Tensor, "n *axes"]) -> Float[Tensor, "n *axes"]:

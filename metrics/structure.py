@@ -1,10 +1,10 @@
 """Similarities that look at where values lie next to each other: SSIM and HOG."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -29,9 +29,10 @@ class Windows(Prepared):
         values: the maps.
         mean: in each window.
         mean_square: the square of it.
-        variance: in each window, of the population.
+        variance: in each window.
         data_range: see `ssim`.
         sigma: see `ssim`.
+        sample_covariance: see `ssim`.
     """
 
     values: Float[Tensor, "n *axes"]
@@ -40,12 +41,15 @@ class Windows(Prepared):
     variance: Float[Tensor, "n *inner"]
     data_range: float
     sigma: float
+    sample_covariance: bool
 
     def similarity(self, other: "Windows") -> Float[Tensor, " n"]:
         """The mean structural similarity of each pair."""
         c1, c2 = (0.01 * self.data_range) ** 2, (0.03 * self.data_range) ** 2
         product = self.mean * other.mean
-        covariance = _blurred(self.values * other.values, self.sigma) - product
+        covariance = _correction(self.values, self.sigma, self.sample_covariance) * (
+            _blurred(self.values * other.values, self.sigma) - product
+        )
         luminance = (2 * product + c1) / (self.mean_square + other.mean_square + c1)
         structure = (2 * covariance + c2) / (self.variance + other.variance + c2)
         return (luminance * structure).flatten(1).mean(1)
@@ -53,32 +57,84 @@ class Windows(Prepared):
     def moved(self, index: Int[Tensor, "n d"]) -> "Windows":
         """Other values are next to each other then, so their windows are new."""
         values = self.values.flatten(1).gather(1, index).view_as(self.values)
-        return windows(values, self.data_range, self.sigma)
+        return windows(values, self.data_range, self.sigma, self.sample_covariance)
 
 
-def windows(maps: Float[Tensor, "n *axes"], data_range: float, sigma: float = 1.5) -> Windows:
+@dataclass(frozen=True)
+class Channelwise(Prepared):
+    """The mean over channels of the similarity of each.
+
+    Attributes:
+        inner: one row for each channel of each map.
+        channels: of a map.
+    """
+
+    inner: Windows
+    channels: int
+
+    def similarity(self, other: "Channelwise") -> Float[Tensor, " n"]:
+        """The mean of those of the channels."""
+        return self.inner.similarity(other.inner).view(-1, self.channels).mean(1)
+
+    def moved(self, index: Int[Tensor, "n d"]) -> "Channelwise":
+        """All channels of a map together."""
+        return replace(self, inner=self.inner.moved(index.repeat_interleave(self.channels, 0)))
+
+    def rolled(self) -> "Channelwise":
+        """As many rows further as a map has channels."""
+        inner = self.inner
+        for _ in range(self.channels):
+            inner = inner.rolled()
+        return replace(self, inner=inner)
+
+    def everywhere(self) -> Bool[Tensor, " n"]:
+        """A mask that holds all maps."""
+        return self.inner.everywhere()[:: self.channels]
+
+
+def windows(
+    maps: Float[Tensor, "n *axes"], data_range: float, sigma: float = 1.5, sample_covariance: bool = False
+) -> Windows:
     """See `ssim`."""
     values = maps.double().contiguous()
     mean = _blurred(values, sigma)
     square = mean * mean
-    return Windows(values, mean, square, _blurred(values * values, sigma) - square, data_range, sigma)
+    variance = _correction(values, sigma, sample_covariance) * (_blurred(values * values, sigma) - square)
+    return Windows(values, mean, square, variance, data_range, sigma, sample_covariance)
 
 
 def ssim(
-    a: Float[Tensor, "n *axes"], b: Float[Tensor, "n *axes"], *, data_range: float, sigma: float = 1.5
+    a: Float[Tensor, "n *axes"],
+    b: Float[Tensor, "n *axes"],
+    *,
+    data_range: float,
+    sigma: float = 1.5,
+    sample_covariance: bool = False,
 ) -> Float[Tensor, " n"]:
     """Structural similarity (`wang2004image`) with a Gaussian window cut at 3.5 standard deviations.
 
-    Population covariances, mean over the positions whose window lies inside: scikit-image's
-    `structural_similarity(gaussian_weights=True, use_sample_covariance=False)`, for images and for signals.
+    Mean over the positions whose window lies inside: scikit-image's `structural_similarity(gaussian_weights=True)`,
+    for images and for signals.
 
     Args:
         a: maps.
         b: maps.
         data_range: the length of the range that the values can take; enters the two constants.
         sigma: of the window, in positions.
+        sample_covariance: with N positions in a window, covariances are times N / (N - 1), as in scikit-image by
+            default; else they are those of the population.
     """
-    return windows(a, data_range, sigma).similarity(windows(b, data_range, sigma))
+    first, second = (windows(maps, data_range, sigma, sample_covariance) for maps in (a, b))
+    return first.similarity(second)
+
+
+def _correction(values: Float[Tensor, "n *axes"], sigma: float, sample_covariance: bool) -> float:
+    size = (2 * _radius(sigma) + 1) ** (values.ndim - 1)
+    return size / (size - 1) if sample_covariance else 1.0
+
+
+def _radius(sigma: float) -> int:
+    return int(3.5 * sigma + 0.5)
 
 
 def _blurred(values: Float[Tensor, "n *axes"], sigma: float) -> Float[Tensor, "n *inner"]:
@@ -86,7 +142,7 @@ def _blurred(values: Float[Tensor, "n *axes"], sigma: float) -> Float[Tensor, "n
 
     One axis after the other, each in blocks that a matrix multiplies: much faster than a convolution in float64.
     """
-    radius = int(3.5 * sigma + 0.5)
+    radius = _radius(sigma)
     for _ in range(values.ndim - 1):
         inner = values.shape[-1] - 2 * radius
         blocks = -(-inner // BLOCK)

@@ -6,7 +6,16 @@ from typing import Any
 from torch import nn
 
 from harness.models import ModelSource, Shape
-from harness.networks import CNN, MLP, CifarResNet, SpectrogramCNN, VisionTransformer, WaveformCNN
+from harness.networks import (
+    CNN,
+    MLP,
+    AdebayoCNN,
+    AdebayoMLP,
+    CifarResNet,
+    SpectrogramCNN,
+    VisionTransformer,
+    WaveformCNN,
+)
 from harness.registry import model_source
 from harness.training import Recipe
 from harness.types import InputError
@@ -45,6 +54,22 @@ def cnn_tanh() -> ModelSource:
     """The same without batch norm and with tanh, which saturates."""
     recipe = Recipe(epochs=8, permuted_epochs=30, batch=64, rate=3e-3)
     return _source("cnn-tanh", CNN, MNIST, recipe, "mnist-5k", activation=nn.Tanh)
+
+
+@model_source()
+def adebayo_cnn() -> ModelSource:
+    """The convolutional network of `adebayo2018sanity`, no batch norm, with its initializers; trained on mnist-5k."""
+    return _source(
+        "adebayo-cnn", AdebayoCNN, MNIST, Recipe(epochs=6, permuted_epochs=25, batch=64, rate=1e-3), "mnist-5k"
+    )
+
+
+@model_source()
+def adebayo_mlp() -> ModelSource:
+    """The multilayer perceptron of the same."""
+    return _source(
+        "adebayo-mlp", AdebayoMLP, MNIST, Recipe(epochs=6, permuted_epochs=15, batch=64, rate=5e-4), "mnist-5k"
+    )
 
 
 @model_source()

@@ -1,9 +1,10 @@
 """The built-in networks, written for reading: between them they have what attribution methods stumble over.
 
 Each is called as `Name(shape, classes, ...)` with the shape of one input, returns logits [n, classes], runs eagerly
-and draws its weights from torch's generator by torch's default initializers.
+and draws its weights from torch's generator, by torch's default initializers where it says nothing else.
 """
 
+from harness.networks.adebayo import AdebayoCNN, AdebayoMLP
 from harness.networks.cnn import CNN
 from harness.networks.mlp import MLP
 from harness.networks.resnet import CifarResNet
@@ -11,4 +12,13 @@ from harness.networks.spectrogram import SpectrogramCNN
 from harness.networks.vit import VisionTransformer
 from harness.networks.waveform import WaveformCNN
 
-__all__ = ["CNN", "MLP", "CifarResNet", "SpectrogramCNN", "VisionTransformer", "WaveformCNN"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "AdebayoCNN",
+    "AdebayoMLP",
+    "CifarResNet",
+    "SpectrogramCNN",
+    "VisionTransformer",
+    "WaveformCNN",
+]

@@ -17,6 +17,7 @@ class CNN(nn.Module):
         classes: how many logits.
         activation: makes a new activation after each hidden layer, such as `nn.ReLU`, `nn.GELU` or `nn.Tanh`.
         batch_norm: normalize between each hidden layer and its activation.
+        widths: channels of the two convolutions, and units of the hidden linear layer.
     """
 
     def __init__(
@@ -25,20 +26,22 @@ class CNN(nn.Module):
         classes: int,
         activation: Callable[[], nn.Module] = nn.ReLU,
         batch_norm: bool = False,
+        widths: tuple[int, int, int] = (16, 32, 256),
     ) -> None:
         super().__init__()
         channels, height, width = shape
+        first, second, hidden = widths
 
         def convolution(inputs: int, outputs: int) -> nn.Sequential:
             norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
             return nn.Sequential(nn.Conv2d(inputs, outputs, 5, padding=2), *norm, activation(), nn.MaxPool2d(2))
 
-        self.hidden1 = convolution(channels, 16)
-        self.hidden2 = convolution(16, 32)
-        norm = [nn.BatchNorm1d(256)] if batch_norm else []
-        features = 32 * (height // 4) * (width // 4)
-        self.fc1 = nn.Sequential(nn.Flatten(), nn.Linear(features, 256), *norm, activation())
-        self.softmax_linear = nn.Linear(256, classes)
+        self.hidden1 = convolution(channels, first)
+        self.hidden2 = convolution(first, second)
+        norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
+        features = second * (height // 4) * (width // 4)
+        self.fc1 = nn.Sequential(nn.Flatten(), nn.Linear(features, hidden), *norm, activation())
+        self.softmax_linear = nn.Linear(hidden, classes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """The logits."""

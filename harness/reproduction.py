@@ -1,0 +1,130 @@
+"""Reproductions of papers: studies with claims that are judged on their rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.api import RESULTS, run
+from harness.claim_figures import write_claim_figures
+from harness.claim_tables import write_claims
+from harness.claims import TODAY, Claim, Protocol, evidence_of, judge
+from harness.plugins import load_file
+from harness.progress import silent
+from harness.registry import nearest
+from harness.reproductions import BUILT_IN
+from harness.results import Results
+from harness.study import load_study
+from harness.training import Progress
+from harness.types import InputError
+
+DEFINITION = "REPRODUCTION"
+"""The name under which a file of the user's own defines its reproduction."""
+
+Given = Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A paper's claims, and the studies whose rows they are judged on.
+
+    Attributes:
+        name: also that of the folder of the results.
+        paper: its key in references.bib.
+        title: what it is about, in a line.
+        studies: given folders -> name -> a study as a mapping; each model of all of them has another name.
+        claims: what is judged.
+        protocols: the ways to do and read the tests, in the order of the table.
+        takes: option -> what the folder given by it must hold, such as weights and pictures that are not ours.
+    """
+
+    name: str
+    paper: str
+    title: str
+    studies: Callable[[Given], Mapping[str, Mapping[str, Any]]]
+    claims: Sequence[Claim]
+    protocols: Sequence[Protocol] = (TODAY,)
+    takes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """The outcome: `claims` has one row for each claim, model and protocol; `results` are those of each study."""
+
+    reproduction: Reproduction
+    claims: pd.DataFrame
+    results: Mapping[str, Results]
+    folder: Path
+
+
+def reproduction_of(name: str) -> Reproduction:
+    """A built-in reproduction, or that which a Python file defines as `REPRODUCTION`.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    if not name.endswith(".py"):
+        raise InputError(f"no reproduction {name!r}: neither built in nor a Python file; {nearest(name, BUILT_IN)}")
+    found = getattr(load_file(Path(name)), DEFINITION, None)
+    if not isinstance(found, Reproduction):
+        raise InputError(f"{name}: expected a harness.Reproduction called {DEFINITION}, got {type(found).__name__}")
+    return found
+
+
+def reproduce(
+    reproduction: str | Reproduction,
+    out: str | Path | None = None,
+    *,
+    given: Mapping[str, str | Path] | None = None,
+    device: str = "auto",
+    samples: int | None = None,
+    chunk: int | None = None,
+    progress: Progress = silent,
+) -> Reproduced:
+    """Run the studies of a reproduction and judge its claims; what is finished in the folder is not computed again.
+
+    Writes `claims.csv`, `claims.md`, `claims.tex`, `citation.md` and `figures/` beside the run folder of each study.
+
+    Args:
+        reproduction: a built-in name, a Python file that defines one, or one at hand.
+        out: the folder; `results/<name>` by default.
+        given: folders with what is not ours, by option, such as {"cifar": "cifar10"}.
+        device: auto (CUDA where there is one), cpu or cuda.
+        samples: overrides how many samples of each model's data are used.
+        chunk: how many samples go through a model at once.
+        progress: told what happens.
+
+    Raises:
+        InputError: there is no such reproduction, or what is given is not as it must be; nothing has been computed.
+    """
+    chosen = reproduction if isinstance(reproduction, Reproduction) else reproduction_of(reproduction)
+    studies = chosen.studies(_checked(chosen, given or {}))
+    for study in studies.values():
+        load_study(study)
+    folder = Path(out) if out else RESULTS / chosen.name
+    options: dict[str, Any] = {"device": device, "samples": samples, "chunk": chunk, "progress": progress}
+    results = {name: run(study, folder / name, **options) for name, study in studies.items()}
+    evidence = [each for part in results.values() for each in evidence_of(part, chosen.protocols)]
+    # Protocols side by side: all models by the first, then all by the next.
+    evidence.sort(key=lambda each: chosen.protocols.index(each.protocol))
+    claims = judge(chosen.claims, evidence)
+    write_claims(claims, chosen.title, chosen.paper, results, folder)
+    write_claim_figures(evidence, folder / "figures")
+    return Reproduced(chosen, claims, results, folder)
+
+
+def _checked(reproduction: Reproduction, given: Mapping[str, str | Path]) -> dict[str, Path]:
+    folders = {option: Path(folder) for option, folder in given.items()}
+    for option, folder in folders.items():
+        if option not in reproduction.takes:
+            known = nearest(option, reproduction.takes)
+            raise InputError(f"{reproduction.name} takes no --{option}; {known}")
+        missing = [name for name in reproduction.takes[option] if not (folder / name).exists()]
+        if missing:
+            wanted = ", ".join(reproduction.takes[option])
+            raise InputError(f"--{option} {folder}: no {', '.join(missing)} there; expected a folder with {wanted}")
+    return folders
