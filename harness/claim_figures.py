@@ -1,6 +1,6 @@
 """The figures behind the claims: what is left stage by stage, beside networks that learnt noise, and beside edges."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,20 +27,19 @@ EDGES: Mapping[str, tuple[str, str, str]] = {
 }
 """Role -> what it is of, marker, colour."""
 
+EDGE_DETECTOR = "sobel"
 
-def write_claim_figures(evidence: Sequence[Evidence], folder: Path) -> list[Path]:
-    """`stages-MODEL.png`, `labels-MODEL.png` and `edges-MODEL.png`, of the tests that were run."""
+
+def write_claim_figures(
+    figures: Mapping[str, Callable[[Sequence[Evidence]], Figure | None]], evidence: Sequence[Evidence], folder: Path
+) -> list[Path]:
+    """`NAME-MODEL.png` for each model, where there is something to draw."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for model in dict.fromkeys(each.model for each in evidence):
         here = [each for each in evidence if each.model == model]
-        last = here[-1]
-        figures = {
-            "stages": draw_stages(here),
-            "labels": draw_levels(last, "label_randomization", LEARNT),
-            "edges": draw_levels(last, "edge_similarity", EDGES),
-        }
-        for name, figure in figures.items():
+        for name, draw in figures.items():
+            figure = draw(here)
             if figure:
                 written.append(folder / f"{name}-{model}.png")
                 figure.savefig(written[-1], dpi=DPI)
@@ -104,7 +103,15 @@ def draw_levels(evidence: Evidence, test: str, roles: Mapping[str, tuple[str, st
 
 
 def _methods(evidence: Evidence, test: str) -> list[str]:
-    return [method for method, label in evidence.stacks if label == test and evidence.series(method, test)]
+    """Those that have numbers, and of the controls one that never changes."""
+    label = evidence.protocol.prefix + test
+    stacks = {method: stack for (method, metric), stack in evidence.stacks.items() if metric == label}
+    return [
+        method
+        for method, stack in stacks.items()
+        if method == EDGE_DETECTOR or stack.info.get("method_family") != "control"
+        if not all(evidence.similarity(method, view, test).lacks for view in ("signed", "absolute"))
+    ]
 
 
 def _all_lack(evidence: Evidence, methods: Sequence[str], view: str, test: str) -> bool:
@@ -126,3 +133,11 @@ def _points(axis: "Axes", readings: Sequence[Reading], marker: str, colour: str,
     values, low, high = (np.array([getattr(one, n) for one in each]) for n in ("value", "low", "high"))
     around = np.nan_to_num(np.stack([values - low, high - values]))
     axis.errorbar(values, range(len(values)), xerr=around, fmt=marker, color=colour, ms=5, lw=1.2, label=label)
+
+
+FIGURES: Mapping[str, Callable[[Sequence[Evidence]], Figure | None]] = {
+    "stages": draw_stages,
+    "labels": lambda evidence: draw_levels(evidence[-1], "label_randomization", LEARNT),
+    "edges": lambda evidence: draw_levels(evidence[-1], "edge_similarity", EDGES),
+}
+"""Name -> what draws it: the figures of the randomization tests."""

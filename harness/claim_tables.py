@@ -27,7 +27,7 @@ def wide(claims: pd.DataFrame) -> pd.DataFrame:
     table = ordered.groupby(["claim", "words", "model"], sort=False)["outcome"].agg(told).unstack("model")
     models = list(dict.fromkeys(claims["model"]))
     in_order = list(dict.fromkeys(zip(claims["claim"], claims["words"], strict=True)))
-    return table.loc[in_order, models].reset_index().rename_axis(columns=None)
+    return table.reindex(in_order)[models].reset_index().rename_axis(columns=None)
 
 
 def counts(claims: pd.DataFrame) -> pd.DataFrame:
@@ -43,12 +43,14 @@ def changes(claims: pd.DataFrame) -> pd.DataFrame:
     table = claims.assign(said=said).pivot(index=["claim", "model"], columns="protocol", values="said")
     different = claims.groupby(["claim", "model"])["outcome"].nunique() > 1
     in_order = list(dict.fromkeys(zip(claims["claim"], claims["model"], strict=True)))
-    return table.loc[[key for key in in_order if different[key]], protocols].reset_index().rename_axis(columns=None)
+    found = table.reindex([key for key in in_order if different[key]])[protocols]
+    return found.reset_index().rename_axis(columns=None)
 
 
 def latex(table: pd.DataFrame) -> str:
     """A data frame as a LaTeX table with the rules of booktabs."""
-    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in [table.columns, *table.itertuples(index=False)]]
+    rows = [list(table.columns), *table.to_numpy().tolist()]
+    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
     inside = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
     return f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}\n{inside}\n\\end{{tabular}}\n"
 

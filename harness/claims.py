@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from harness.results import Results
 from harness.series import Series, Stack, commonest
@@ -24,6 +25,7 @@ VIEWS: Mapping[str, Mapping[str, str]] = {
     "up_to_sign": {"measure": "spearman", "sign": "up_to_sign"},
     "ssim": {"measure": "ssim"},
     "hog": {"measure": "hog"},
+    "cosine": {"measure": "cosine"},
 }
 """How two maps are compared -> the labels of the rows."""
 
@@ -40,6 +42,7 @@ FULL: Mapping[str, Mapping[str, str | None]] = {
     "random_logit": {"mode": "random", "stage": None},
     "label_randomization": {"mode": None, "stage": None},
     "edge_similarity": {"mode": None, "stage": None},
+    "cosine_convergence": {"mode": None, "stage": None},
 }
 """Test -> where the rows of its levels stand, and those of the test itself if nothing else is said."""
 
@@ -67,16 +70,24 @@ TODAY = Protocol("today")
 
 @dataclass(frozen=True)
 class Reading:
-    """A quantity: its name, values [samples, draws] whose mean it is, and why there is none, if so."""
+    """A quantity with its interval.
+
+    Attributes:
+        name: what it is.
+        values: numbers [samples, draws] whose mean it is.
+        lacks: why there is none, if so.
+        limits: its interval where it is no such mean.
+    """
 
     name: str
     values: Values = field(default_factory=lambda: NOTHING)
     lacks: str = ""
+    limits: Interval | None = None
 
     @property
     def interval(self) -> Interval:
-        """The mean with its interval."""
-        return mean_interval(self.values)
+        """The value with its interval."""
+        return self.limits or mean_interval(self.values)
 
     def __str__(self) -> str:
         if self.lacks:
@@ -114,7 +125,11 @@ class Evidence:
 
     def series(self, method: str, test: str, **labels: str | None) -> list[Series]:
         """The series of a method in a test of this protocol that have these labels."""
-        stack = self.stacks.get((method, self.protocol.prefix + test))
+        return self.rows(method, self.protocol.prefix + test, **labels)
+
+    def rows(self, method: str, label: str, **labels: str | None) -> list[Series]:
+        """The series of a method under one entry of the study's metrics that have these labels."""
+        stack = self.stacks.get((method, label))
         scalars = stack.scalars if stack and stack.status == "done" else []
         return [each for each in scalars if all(each.labels[name] == value for name, value in labels.items())]
 
@@ -173,7 +188,7 @@ class Evidence:
         return name, values, ""
 
 
-def _over_draws(values: Values) -> Values:
+def _over_draws(values: Values) -> Float[np.ndarray, "samples 1"]:
     means = np.full((len(values), 1), np.nan)
     known = ~np.isnan(values).all(1)
     means[known, 0] = np.nanmean(values[known], 1)

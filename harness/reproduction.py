@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from harness.api import RESULTS, run
-from harness.claim_figures import write_claim_figures
+from harness.claim_figures import FIGURES, write_claim_figures
 from harness.claim_tables import write_claims
-from harness.claims import TODAY, Claim, Protocol, evidence_of, judge
+from harness.claims import TODAY, Claim, Evidence, Protocol, evidence_of, judge
 from harness.plugins import load_file
 from harness.progress import silent
 from harness.registry import nearest
@@ -38,6 +39,7 @@ class Reproduction:
         claims: what is judged.
         protocols: the ways to do and read the tests, in the order of the table.
         takes: option -> what the folder given by it must hold, such as weights and pictures that are not ours.
+        figures: name -> what draws it of the evidence of one model, one for each protocol; written as `NAME-MODEL.png`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Reproduction:
     claims: Sequence[Claim]
     protocols: Sequence[Protocol] = (TODAY,)
     takes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[Sequence[Evidence]], Figure | None]] = field(default_factory=lambda: FIGURES)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def reproduce(
     evidence.sort(key=lambda each: chosen.protocols.index(each.protocol))
     claims = judge(chosen.claims, evidence)
     write_claims(claims, chosen.title, chosen.paper, results, folder)
-    write_claim_figures(evidence, folder / "figures")
+    write_claim_figures(chosen.figures, evidence, folder / "figures")
     return Reproduced(chosen, claims, results, folder)
 
 

@@ -1,6 +1,7 @@
 """The networks of `adebayo2018sanity` for MNIST, with its initializers: what a block is randomized to."""
 
-from jaxtyping import Float
+from collections.abc import Callable
+
 from torch import nn
 
 from harness.networks.cnn import CNN
@@ -19,9 +20,7 @@ class AdebayoCNN(CNN):
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__(shape, classes, widths=(32, 64, 1024))
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                _draw(module.weight, module.bias, 0.1)
+        _draw(self, lambda _: 0.1)
 
 
 class AdebayoMLP(MLP):
@@ -34,12 +33,19 @@ class AdebayoMLP(MLP):
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__(shape, classes, hidden=(2500, 1500, 500))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                _draw(module.weight, module.bias, 2 / module.in_features**0.5)
+        _draw(self, lambda inputs: 2 / inputs**0.5)
 
 
-def _draw(weight: Float[nn.Parameter, "outputs ..."], bias: Float[nn.Parameter, " outputs"], deviation: float) -> None:
-    """As TensorFlow does: a normal distribution cut at two standard deviations, and the same small bias everywhere."""
-    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-    nn.init.constant_(bias, BIAS)
+def _draw(network: nn.Module, deviation: Callable[[int], float]) -> None:
+    """As TensorFlow does: normal weights cut at two standard deviations, and the same small bias everywhere.
+
+    Args:
+        network: its parameters are drawn anew.
+        deviation: of the weights, given the number of inputs of a unit.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            nn.init.constant_(parameter, BIAS)
+        else:
+            std = deviation(parameter[0].numel())
+            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.reproduction import Reproduction
 
-NAMES = ("adebayo2018",)
+NAMES = ("adebayo2018", "sixt2020", "bluecher2024")
 
 
 def _loader(name: str) -> Callable[[], "Reproduction"]:

@@ -36,8 +36,8 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
             "metrics": [*_randomization(draws=5, stages=0), *_twice("label_randomization"), *_edges(), "zero_fraction"],
         }
     }
-    photographs = {"methods": [*gradients, *activation_maps, "sobel", "random"], "controls": False}
-    imagenet_scale = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    photographs: dict[str, Any] = {"methods": [*gradients, *activation_maps, "sobel", "random"], "controls": False}
+    imagenet_scale: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     if "cifar" in given:
         folder = given["cifar"]
         data = {"source": f"folder:{folder / 'test'}", "train": str(folder / "train"), **imagenet_scale}
