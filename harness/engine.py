@@ -27,7 +27,12 @@ def execute(groups: Sequence[Group], store: Store, *, seed: int, chunk: int, pro
         progress: told before each cell.
     """
     total, done = sum(len(group.tasks) for group in groups), 0
+    previous = None
     for group in groups:
+        if previous and previous is not group.subject.source:
+            # What was kept for the other methods of a model that is done.
+            previous.shared.clear()
+        previous = group.subject.source
         pending = [task for task in group.tasks if store.info(task.cell) is None]
         done += len(group.tasks) - len(pending)
         if not pending:

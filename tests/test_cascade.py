@@ -166,6 +166,22 @@ def test_what_does_not_depend_on_the_method_is_computed_for_the_first_one_only()
     assert first.passes.forward == 3 + explained + others + statistics
 
 
+def test_twins_are_kept_while_there_is_room_and_no_cascade_writes_to_them(monkeypatch):
+    case = case_for("functional")
+    twin = case.twin(0)
+    before = digest(dict(twin.state_dict()))
+    assert case.twin(0) is twin
+    for mode in MODES:
+        for stage in cascade(case, mode, 0, Randomization("recalibrate")):
+            stage.model(case.x)
+    full(case, 0, Randomization("keep"))
+    assert digest(dict(twin.state_dict())) == before
+    monkeypatch.setattr("harness.models.loaded.TWINS_BYTES", 0)
+    other = case.twin(1)
+    assert case.twin(1) is not other
+    assert digest(dict(case.twin(1).state_dict())) == digest(dict(other.state_dict()))
+
+
 def test_the_outputs_of_one_block_of_samples_only_are_kept():
     case = case_for("functional", n=4)
     stage = full(case, 0, Randomization())

@@ -30,6 +30,9 @@ from harness.twins import architecture_of, constructor_fault, twin_note, twin_of
 from harness.types import InputError
 
 CALIBRATION_SAMPLES = 512
+TWINS_BYTES = 2**29
+"""Of randomized networks, kept for the methods that come next."""
+
 RANDOM = "random"
 TRAINED = "trained by "
 FIRST_READABLE = 16
@@ -128,8 +131,18 @@ class LoadedModel(Source):
         return twin_note(self.model, self.build)
 
     def twin(self, *draw: int) -> nn.Module:
-        """A randomly initialized network of the same architecture, keyed by (seed, architecture, draw)."""
-        return twin_of(self.model, self.build, self.seed, architecture_of(self.model), *draw)
+        """A randomly initialized network of the same architecture, keyed by (seed, architecture, draw).
+
+        The next method asks for the same one, so it is kept while there is room. It is never written to.
+        """
+        known = self.shared.setdefault("twins", {})
+        if draw in known:
+            return known[draw]
+        twin = twin_of(self.model, self.build, self.seed, architecture_of(self.model), *draw)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in twin.state_dict().values())
+        if size * (len(known) + 1) <= TWINS_BYTES:
+            known[draw] = twin
+        return twin
 
     def partner(self, other: bool = False) -> Partner:
         """The same network trained on permuted labels, with the reason why it is invalid, if it is.
