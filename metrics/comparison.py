@@ -20,7 +20,7 @@ from harness.metrics.preprocessing import (
     reduce_channels,
     undefined_as_nan,
 )
-from harness.metrics.similarity import Prepared, centred, largest, ranked, vectors
+from harness.metrics.similarity import Prepared, Vectors, centred, largest, ranked, vectors
 from harness.metrics.structure import LEAST_SIDE, WINDOW, Channelwise, Descriptors, descriptors, windows
 from harness.types import Distinct, NotApplicableError, Score
 
@@ -61,9 +61,12 @@ class Part:
 
     def reasons(self, whose: str) -> Reasons:
         """Why maps have no similarity to any, also those that lie in what was prepared."""
-        if not isinstance(self.prepared, Descriptors):
-            return self.undefined
-        return self.undefined | {f"constant HOG descriptor ({whose})": self.prepared.squares.isnan()}
+        match self.prepared:
+            case Descriptors(squares=squares):
+                return self.undefined | {f"constant HOG descriptor ({whose})": squares.isnan()}
+            case Vectors(squares=squares) if self.normalization.endswith("clip"):
+                return self.undefined | {f"constant once it is clipped ({whose})": squares == 0}
+        return self.undefined
 
 
 @dataclass(frozen=True)

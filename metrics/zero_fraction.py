@@ -12,7 +12,7 @@ from harness.types import Score
 def zero_fraction(case: Case) -> Iterator[Score]:
     r"""The share of positions where the map is zero in all channels, in [0, 1].
 
-    Two maps that are zero at the same share $q$ of positions and unrelated elsewhere have a rank correlation of
+    Two maps that are zero at the same positions, a share $q$ of all, and unrelated elsewhere have a rank correlation of
     absolute values of $3q / (3q + (1 - q)^2)$: what multiplying by an input with a black background does by itself.
 
     Undefined where a map is not finite.

@@ -102,3 +102,25 @@ def results_of(made, *, family="gradient", statuses=None, model="net"):
         "subjects": [{"model": model, "weights": "w" * 8, "dataset": "data", "samples": N}],
     }
     return Results(manifest, tuple(cells), store)
+
+
+def classes(similarity, *, view="up_to_sign", spread=0.02, n=N):
+    """`random_logit` of one method."""
+    measure, fields = view_of(view)
+    yield Score(measure, around(1.0, 0, 0.0, n), role="ceiling_rerun", **fields)
+    for draw in range(10):
+        where = {"mode": "random", "draw": draw, **fields}
+        yield Score(measure, around(similarity, draw, spread, n), **where)
+        yield Score(measure, around(0.0, 50 + draw, spread, n), role="floor_shift", **where)
+
+
+def cosines(value, *, spread=0.01, n=N):
+    """`cosine_convergence` of one method."""
+    for draw in range(5):
+        yield Score("cosine", around(value, draw, spread, n), draw=draw)
+
+
+def areas(most_first, least_first):
+    """What `pixel_flipping` yields beside its curves, of one method in one setup: an area a sample for each order."""
+    for mode, each in (("most_first", most_first), ("least_first", least_first)):
+        yield Score("area", torch.as_tensor(each, dtype=torch.float64), mode=mode, channels="sum", sign="signed")

@@ -209,3 +209,15 @@ def test_broken_maps_are_nan_for_a_reason_and_alone(shape):
         assert reasons(score) == expected
         assert score.values.isnan().nonzero().flatten().tolist() == [1, 2, 3]
         torch.testing.assert_close(score.values[[0, -1]], clean[name].values, rtol=0, atol=1e-13)
+
+
+def test_a_map_that_is_constant_once_it_is_clipped_says_so():
+    flat = torch.ones(2, 3, 28, 28)
+    flat[0, :, 5, 5] = 2
+    flat[1] = torch.randn(3, 28, 28, generator=torch.Generator().manual_seed(1))
+    other = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(2))
+    first, second = (ready(maps, "a", convention="adebayo2018") for maps in (flat, other))
+    for score in compare(first, second):
+        told = {reason: where.tolist() for reason, where in score.undefined.items()}
+        assert told == ({"constant once it is clipped (a)": [True, False]} if score.measure == "spearman" else {})
+        assert score.values.isnan().tolist() == [score.measure == "spearman", False]

@@ -127,3 +127,11 @@ def test_an_image_without_edges_is_nan_for_that_reason_and_alone(convention, dty
     found = frame[frame["value"].isna()].groupby("sample")["reason"].unique()
     flat = {f"s{sample}": ["constant map (edges)"] for sample in range(1, 6)}
     assert {sample: list(each) for sample, each in found.items()} == {**flat, "s6": ["constant map (map)"]}
+
+
+def test_flat_regions_have_no_edges_at_all():
+    tiles = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0)).repeat_interleave(32, 2)
+    edges = edge_strength(tiles.repeat_interleave(32, 3))
+    inside = edges.view(2, 7, 32, 7, 32)[:, :, 1:-1, :, 1:-1]
+    assert (inside == 0).all()
+    assert (edges > 0).any()
