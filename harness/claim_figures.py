@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from harness.claims import Evidence, Reading
+from harness.evidence import Evidence, Reading
 from harness.figures import COLOURS, DPI, LINES
 from harness.statistics import Interval
 

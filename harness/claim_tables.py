@@ -62,12 +62,15 @@ def _escaped(value: object) -> str:
 
 def write_claims(claims: pd.DataFrame, title: str, paper: str, results: Mapping[str, Results], folder: Path) -> None:
     """The claims as `claims.csv`, `claims.md` and `claims.tex`, and `citation.md`."""
-    page = page_of(claims, title) + "\n" + citation(title, paper, results, claims)
+    cited = citation(title, paper, results, claims)
+    pictures = sorted(path for name in results for path in (folder / name / "figures").glob("cascade-*.png"))
+    shown = "".join(f"- [{path.stem}]({path.relative_to(folder).as_posix()})\n" for path in pictures)
+    parts = [page_of(claims, title), f"## Maps, stage by stage\n\n{shown}" if shown else "", cited]
     files = {
         "claims.csv": claims.to_csv(index=False),
-        "claims.md": page,
+        "claims.md": "\n".join(filter(None, parts)),
         "claims.tex": latex(wide(claims).drop(columns="words")),
-        "citation.md": citation(title, paper, results, claims),
+        "citation.md": cited,
     }
     for name, text in files.items():
         write_atomically(folder / name, text.encode())

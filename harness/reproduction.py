@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from harness.api import RESULTS, run
 from harness.claim_figures import FIGURES, write_claim_figures
 from harness.claim_tables import write_claims
-from harness.claims import TODAY, Claim, Evidence, Protocol, evidence_of, judge
+from harness.claims import Claim, judge
+from harness.evidence import TODAY, Evidence, Protocol, evidence_of
 from harness.plugins import load_file
 from harness.progress import silent
 from harness.registry import nearest

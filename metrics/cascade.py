@@ -113,8 +113,9 @@ def full(case: Case, draw: int, how: Randomization) -> Stage:
     twin, model = case.twin(draw), copy_of(case.model)
     for block in blocks:
         _copy(block, twin, model, how.batch_norm)
-    key = ("full", draw, len(blocks), how)
-    return Stage("full", len(blocks), "all", draw, _settled(case, model, blocks, how.batch_norm, key), key)
+    index = len(groups_of(blocks, how.stages))
+    key = ("full", draw, index, how)
+    return Stage("full", index, "all", draw, _settled(case, model, blocks, how.batch_norm, key), key)
 
 
 def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNormPolicy) -> None:

@@ -52,7 +52,8 @@ def _percentile(flat: Float[Tensor, "n d"], percentile: float) -> Float[Tensor, 
 
 def min_max(maps: Float[Tensor, "n *axes"]) -> Float[Tensor, "n *axes"]:
     """Scale maps to [0, 1] by their own smallest and largest value; constant maps become zero."""
-    flat = maps.flatten(1)
+    # By halves, because the span of a map that explodes may be beyond what its type holds.
+    flat = maps.flatten(1) / 2
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     span = (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
     return ((flat - low) / span).view_as(maps)

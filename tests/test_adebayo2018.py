@@ -5,7 +5,8 @@ from functools import cache
 
 import pytest
 
-from harness.claims import evidence_of, judge
+from harness.claims import judge
+from harness.evidence import evidence_of
 from harness.reproductions.adebayo2018 import REPRODUCTION, TODAY, higher
 from harness.types import Score
 from made_rows import around, cascades, edges, labels, results_of
@@ -136,3 +137,15 @@ def test_a_study_without_a_method_cannot_test_its_claims():
     for claim in ("A-2", "A-3 signed", "A-4 ssim", "A-5", "A-5 closed form", "A-7 absolute", "A-7 sensitive"):
         assert table.loc[claim, "outcome"] == "not testable", claim
     assert "no guided_backprop with parameter_randomization" in table.loc["A-3 signed", "numbers"]
+
+
+@pytest.mark.parametrize(
+    ("left_out", "outcome"), [(("grad_cam",), "reproduced"), (("gradient", "smoothgrad", "grad_cam"), "not testable")]
+)
+def test_a_claim_is_about_the_methods_that_apply_to_the_model(left_out, outcome):
+    made = {(m, "label_randomization"): labels({"signed": 0.05}) for m in ("gradient", "smoothgrad", "grad_cam")}
+    statuses = {(method, "label_randomization"): ("not_applicable", "no positions") for method in left_out}
+    evidence = evidence_of(results_of(made, statuses=statuses), [TODAY])
+    found = judge(REPRODUCTION.claims, evidence).set_index("claim").loc["A-7 sensitive"]
+    assert found["outcome"] == outcome
+    assert not any(f"{method} signed" in found["numbers"] for method in left_out)

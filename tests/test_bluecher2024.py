@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from harness.claims import TODAY, evidence_of, judge
+from harness.claims import judge
+from harness.evidence import TODAY, evidence_of
 from harness.reproductions.bluecher2024 import REPRODUCTION, agreement, draw_rankings, methods_of, scores
 from made_rows import N, areas, results_of
 

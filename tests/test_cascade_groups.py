@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cases import case_of, rows
+from cases import case_of, network, rows
 from harness.case import Block
 from harness.digests import digest
 from harness.metrics.cascade import Randomization, cascade, full, groups_of
@@ -125,3 +125,11 @@ def test_the_metric_has_as_many_stages_as_it_is_told(options, stages):
     found = frame[(frame["role"] == "test") & (frame["mode"] == "top_down")].groupby("stage_index")["stage"]
     assert len(expected) == stages
     assert [stage.unique().tolist() for _, stage in found] == [[name] for name in expected]
+
+
+@pytest.mark.parametrize("stages", [0, 2, 3])
+def test_the_full_randomization_has_one_stage_index_whether_or_not_it_ends_a_cascade(stages):
+    case = case_of(*network("modules"), "gradient")
+    frame = rows(case, "parameter_randomization", full_draws=3, cascade_draws=1, stages=stages)
+    indices = set(frame.loc[frame["mode"] == "full", "stage_index"])
+    assert indices == {len(groups_of(case.source.blocks, stages))}

@@ -7,20 +7,8 @@ import pandas as pd
 import pytest
 
 from harness.claim_tables import changes, counts, latex, page_of, wide
-from harness.claims import (
-    Claim,
-    Finding,
-    Protocol,
-    Reading,
-    above,
-    below,
-    every,
-    evidence_of,
-    judge,
-    more,
-    near,
-    several,
-)
+from harness.claims import Claim, Finding, above, below, every, judge, more, near, several
+from harness.evidence import Protocol, Reading, evidence_of
 from harness.statistics import mean_interval
 from made_rows import N, around, cascades, edges, labels, results_of
 
@@ -173,7 +161,7 @@ def test_protocols_read_their_own_metrics():
     assert list(table["figure"]) == ["f-net.png"] * 2
     assert wide(table)["net"].item() == "reproduced → not reproduced"
     assert changes(table)[["claim", "model"]].to_dict("records") == [{"claim": "X", "model": "net"}]
-    assert changes(table)["today"].item().startswith("not reproduced: m signed at fc 0.9")
+    assert changes(table)["today"].item().startswith("not reproduced: m signed, random to fc 0.9")
 
 
 def stage_below(evidence, most):

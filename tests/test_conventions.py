@@ -221,3 +221,26 @@ def test_a_map_that_is_constant_once_it_is_clipped_says_so():
         told = {reason: where.tolist() for reason, where in score.undefined.items()}
         assert told == ({"constant once it is clipped (a)": [True, False]} if score.measure == "spearman" else {})
         assert score.values.isnan().tolist() == [score.measure == "spearman", False]
+
+
+@pytest.mark.parametrize("convention", ["harness", "adebayo2018"])
+def test_maps_that_explode_are_compared_as_if_they_were_small(convention):
+    maps = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(3))
+    large = maps / maps.abs().amax() * 1e38
+    assert (large.amax() - large.amin()).isfinite()
+    huge = large * 3  # finite, but its span is not
+    assert huge.isfinite().all()
+    assert (huge.amax() - huge.amin()).isinf()
+    other = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(4))
+    small, big = (
+        {
+            (s.measure, s.sign): s.values
+            for s in compare(
+                ready(m[:, :1], "a", convention=convention), ready(other[:, :1], "b", convention=convention)
+            )
+        }
+        for m in (large, huge)
+    )
+    for key, values in small.items():
+        assert torch.allclose(values, big[key], atol=1e-6), key
+        assert values.isfinite().all()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from harness.claims import TODAY, evidence_of, judge
+from harness.claims import judge
+from harness.evidence import TODAY, evidence_of
 from harness.reproductions.sixt2020 import KEEPING, MODIFIED, REPRODUCTION
 from made_rows import cascades, classes, cosines, results_of
 

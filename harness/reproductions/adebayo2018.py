@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from harness.claims import Claim, Evidence, Finding, Protocol, Reading, above, below, every, more, near, several
+from harness.claims import Claim, Finding, above, below, every, more, near, several
+from harness.evidence import Evidence, Protocol, Reading
 from harness.reproduction import Given, Reproduction
 
 TODAY, ORIGINAL = Protocol("today"), Protocol("original", prefix="original_", above_chance=False)
@@ -19,6 +20,7 @@ TODAY, ORIGINAL = Protocol("today"), Protocol("original", prefix="original_", ab
 MULTIPLIED = ("input_x_gradient", "integrated_gradients")
 LIKE_EDGES = (*MULTIPLIED, "guided_backprop", "guided_grad_cam")
 MEASURES = ["spearman", "ssim", "hog"]
+LABEL_TEST = "label_randomization"
 SOURCE = "`adebayo2018sanity`"
 
 
@@ -47,7 +49,7 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
             "data": {**data, "select": "correct", "samples": 50},
             "models": models,
             **photographs,
-            "metrics": [*_randomization(draws=2, stages=8), *_edges()],
+            "metrics": [*_randomization(draws=3, stages=8), *_edges()],
         }
     if "imagenet" in given:
         folder = given["imagenet"]
@@ -56,10 +58,10 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
         weights = str(folder / "mobilenet_v2.safetensors")
         parts["imagenet"] = {
             "name": "imagenet",
-            "data": {**data, "select": "correct", "samples": 16},
+            "data": {**data, "select": "correct", "samples": 12},
             "models": [{"source": "torchvision:mobilenet_v2", "name": "mobilenet_v2", "weights": weights}],
             **photographs,
-            "metrics": [*_randomization(draws=1, stages=8), *_edges()],
+            "metrics": [*_randomization(draws=3, stages=6), *_edges()],
         }
     return parts
 
@@ -152,12 +154,14 @@ def notices_single_blocks(evidence: Evidence, view: str, most: float) -> Finding
 
 def stays_for_labels(evidence: Evidence, methods: tuple[str, ...], most: float) -> Finding:
     """Absolute maps of a network that has learnt permuted labels are mostly the same."""
-    return every(above(evidence.left(method, "absolute", "label_randomization"), most) for method in methods)
+    apply = evidence.applying(methods, LABEL_TEST)
+    return every(above(evidence.left(method, "absolute", LABEL_TEST), most) for method in apply)
 
 
 def changes_with_labels(evidence: Evidence, methods: tuple[str, ...], bound: float) -> Finding:
     """Signed maps of a network that has learnt permuted labels are others."""
-    return every(below(evidence.left(method, "signed", "label_randomization"), bound) for method in methods)
+    apply = evidence.applying(methods, LABEL_TEST)
+    return every(below(evidence.left(method, "signed", LABEL_TEST), bound) for method in apply)
 
 
 def looks_like_edges(evidence: Evidence, most: float, kinds: int) -> Finding:

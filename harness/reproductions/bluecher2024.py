@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from harness.claims import Claim, Evidence, Finding, Reading, above, below, every
+from harness.claims import Claim, Finding, above, below, every
+from harness.evidence import Evidence, Reading
 from harness.reproduction import Given, Reproduction
 from harness.statistics import Interval
 
@@ -41,14 +42,13 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
         ],
         "controls": False,
     }
-    flipping = {"metric": "pixel_flipping", "steps": 16}
     parts: dict[str, Mapping[str, Any]] = {
         "digits": {
             "name": "digits",
             "data": {"source": "mnist-5k", "samples": 100},
             "models": ["mnist-cnn"],
             **common,
-            "metrics": [{**flipping, "fill": ["black", "grey", "blur", "noise"], "patch": [1, 2, 4]}],
+            "metrics": _setups(["black", "grey", "blur", "noise"], steps=16),
         }
     }
     if "cifar" in given:
@@ -57,12 +57,16 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
         data = {"source": f"folder:{folder / 'test'}", "train": str(folder / "train"), **scale}
         parts["cifar"] = {
             "name": "cifar",
-            "data": {**data, "select": "correct", "samples": 100},
+            "data": {**data, "select": "correct", "samples": 50},
             "models": [{"name": "resnet20", "weights": str(folder / "resnet20.safetensors")}],
             **common,
-            "metrics": [{**flipping, "fill": ["black", "mean", "blur", "noise"], "patch": [1, 2, 4]}],
+            "metrics": _setups(["black", "mean", "blur", "noise"], steps=8),
         }
     return parts
+
+
+def _setups(fills: list[str], steps: int) -> list[dict[str, Any]]:
+    return [{"metric": "pixel_flipping", "steps": steps, "fill": fills, "patch": [1, 2, 4]}]
 
 
 def scores(evidence: Evidence) -> dict[str, Scores]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from harness.claims import Claim, Evidence, Finding, Reading, above, below, every
+from harness.claims import Claim, Finding, above, below, every
+from harness.evidence import Evidence, Reading
 from harness.reproduction import Given, Reproduction
 
 MODIFIED = ("guided_backprop", "deconvnet", "excitation_backprop", "deep_taylor", "lrp_z_plus", "lrp_alpha2_beta1")
