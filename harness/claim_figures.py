@@ -14,7 +14,12 @@ from harness.statistics import Interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = {"signed": "rank correlation, signed", "absolute": "rank correlation, absolute", "ssim": "SSIM"}
+SHOWN = {
+    "signed": "rank correlation, signed",
+    "up_to_sign": "rank correlation, up to a sign",
+    "absolute": "rank correlation, absolute",
+    "ssim": "SSIM",
+}
 
 LEARNT: Mapping[str, tuple[str, str, str]] = {
     "ceiling_retrain": ("two networks, both trained on true labels", "^", COLOURS[2]),
@@ -46,23 +51,27 @@ def write_claim_figures(
     return written
 
 
-def draw_stages(evidence: Sequence[Evidence]) -> Figure | None:
-    """What is left of each map while a network is randomized from the output down: a column a protocol, a row a view.
+def draw_stages(
+    evidence: Sequence[Evidence], mode: str = "top_down", views: Sequence[str] = ("signed", "absolute", "ssim")
+) -> Figure | None:
+    """What is left of each map, stage by stage of a cascade: a column for each protocol, a row for each view.
 
     Args:
         evidence: of one model, one for each protocol.
+        mode: of the cascade: `top_down`, or `independent`, one stage random at a time.
+        views: how maps are compared.
     """
     methods = _methods(evidence[0], "parameter_randomization")
-    stages = max((each.stages(method) for each in evidence for method in methods), key=len, default=[])
+    stages = max((each.stages(method, mode) for each in evidence for method in methods), key=len, default=[])
     if not stages:
         return None
-    figure = Figure(figsize=(4.6 * len(evidence) + 2.2, 2.6 * len(SHOWN) + 0.6), layout="constrained")
-    axes = figure.subplots(len(SHOWN), len(evidence), sharex=True, sharey=True, squeeze=False)
+    figure = Figure(figsize=(4.6 * len(evidence) + 2.2, 2.6 * len(views) + 0.6), layout="constrained")
+    axes = figure.subplots(len(views), len(evidence), sharex=True, sharey=True, squeeze=False)
     for column, each in enumerate(evidence):
-        for row, view in enumerate(SHOWN):
+        for row, view in enumerate(views):
             axis = axes[row, column]
             for index, method in enumerate(methods):
-                readings = [each.left(method, view, mode="top_down", stage=stage) for stage in stages]
+                readings = [each.left(method, view, mode=mode, stage=stage) for stage in stages]
                 style = (COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)])
                 _line(axis, [reading.interval for reading in readings], style, method)
             axis.axhline(0, color="black", lw=0.6)
@@ -74,7 +83,10 @@ def draw_stages(evidence: Sequence[Evidence]) -> Figure | None:
         axes[-1, column].set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right", fontsize=7)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"{evidence[0].model}: randomized from the output down to the named layer", fontsize=10)
+    how = (
+        "the named layers alone randomized" if mode == "independent" else "randomized from the output down to the named"
+    )
+    figure.suptitle(f"{evidence[0].model}: {how}", fontsize=10)
     return figure
 
 
@@ -137,6 +149,7 @@ def _points(axis: "Axes", readings: Sequence[Reading], marker: str, colour: str,
 
 FIGURES: Mapping[str, Callable[[Sequence[Evidence]], Figure | None]] = {
     "stages": draw_stages,
+    "alone": lambda evidence: draw_stages(evidence, "independent"),
     "labels": lambda evidence: draw_levels(evidence[-1], "label_randomization", LEARNT),
     "edges": lambda evidence: draw_levels(evidence[-1], "edge_similarity", EDGES),
 }

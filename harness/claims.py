@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from harness.evidence import Evidence, Reading
-from harness.statistics import Interval, mean_interval
 
 Outcome = Literal["reproduced", "not reproduced", "not testable"]
 OUTCOMES: Mapping[bool | None, Outcome] = {True: "reproduced", False: "not reproduced", None: "not testable"}
@@ -48,44 +47,47 @@ class Claim:
     tolerance: Mapping[str, float] = field(default_factory=dict)
     figure: str = ""
 
+    def __post_init__(self) -> None:
+        """Check that the texts can be filled in, before anything is run."""
+        self.rule.format(**self.tolerance)
+        self.figure.format(model="")
+
 
 def above(reading: Reading, bound: float) -> Finding:
     """Whether the quantity is above a bound: told only if all of its interval is on one side."""
-    return _told(reading, reading.interval, bound, f"{reading}, more than {bound:g} wanted")
+    return _told(reading, bound, "more than")
 
 
 def below(reading: Reading, bound: float) -> Finding:
     """Whether the quantity is below a bound."""
-    found = above(reading, bound)
-    said = f"{reading}, less than {bound:g} wanted"
-    return Finding(found.holds if found.holds is None else not found.holds, said)
+    return _told(reading, bound, "less than")
 
 
 def more(first: Reading, second: Reading, margin: float) -> Finding:
     """Whether one quantity is larger than another by more than a margin, compared in pairs of samples and draws."""
-    said = f"{first} against {second}, {margin:g} more wanted"
-    lacking = next((each for each in (first, second) if each.lacks), None)
-    if lacking or first.values.shape != second.values.shape:
-        return Finding(None, str(lacking) if lacking else f"{said}: of other samples or draws")
-    return _told(first, mean_interval(first.values - second.values), margin, said)
+    for each in (first, second):
+        if each.lacks:
+            return Finding(None, str(each))
+    name = f"({first}) less ({second})"
+    if first.values.shape != second.values.shape:
+        return Finding(None, f"{name}: of other samples or draws")
+    return _told(Reading(name, first.values - second.values), margin, "more than")
 
 
 def near(reading: Reading, expected: float, within: float) -> Finding:
     """Whether the quantity is within a distance of what is expected."""
-    said = f"{reading}, {expected:.3f} ± {within:g} expected"
     each = reading.interval
-    if reading.lacks or np.isnan(each.low):
-        return Finding(None, said)
-    inside = expected - within < each.low and each.high < expected + within
-    outside = each.high < expected - within or each.low > expected + within
-    return Finding(True if inside else False if outside else None, said)
+    low, high = expected - within, expected + within
+    inside = low < each.low and each.high < high
+    outside = each.high < low or each.low > high
+    return _said(reading, f"{expected:.3f} ± {within:g}", True if inside else False if outside else None)
 
 
 def every(findings: Iterable[Finding]) -> Finding:
     """All of them hold; one that does not decides, then one that is not told. What decides is said first."""
     listed = sorted(findings, key=lambda each: {False: 0, None: 1, True: 2}[each.holds])
     if not listed:
-        return Finding(None, "none of the methods applies")
+        return Finding(None, "nothing to judge: none of the methods or stages is there")
     return Finding(listed[0].holds, "; ".join(each.said for each in listed))
 
 
@@ -97,10 +99,18 @@ def several(findings: Iterable[Finding], least: int) -> Finding:
     return Finding(holds, "; ".join(each.said for each in listed))
 
 
-def _told(reading: Reading, each: Interval, bound: float, said: str) -> Finding:
-    if reading.lacks or np.isnan(each.low):
-        return Finding(None, str(reading) if reading.lacks else f"{said}: too few samples for an interval")
-    return Finding(True if each.low > bound else False if each.high < bound else None, said)
+def _told(reading: Reading, bound: float, side: Literal["more than", "less than"]) -> Finding:
+    each = reading.interval
+    higher = True if each.low > bound else False if each.high < bound else None
+    return _said(reading, f"{side} {bound:g}", higher if higher is None or side == "more than" else not higher)
+
+
+def _said(reading: Reading, wanted: str, holds: bool | None) -> Finding:
+    if reading.lacks:
+        return Finding(None, str(reading))
+    if np.isnan(reading.interval.low):
+        return Finding(None, f"{reading}: too few samples for an interval")
+    return Finding(holds, f"{reading}, {wanted} wanted")
 
 
 def judge(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> pd.DataFrame:
@@ -108,7 +118,11 @@ def judge(claims: Sequence[Claim], evidence: Sequence[Evidence]) -> pd.DataFrame
     rows: list[dict[str, Any]] = []
     for claim in claims:
         for each in evidence:
-            found = claim.check(each, **claim.tolerance)
+            try:
+                found = claim.check(each, **claim.tolerance)
+            except Exception as error:
+                error.add_note(f"in claim {claim.id} on {each.model}")
+                raise
             rows.append(
                 {
                     "claim": claim.id,

@@ -95,6 +95,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="the folder [default: results/<name>]")] = None,
     cifar: Annotated[Path | None, typer.Option(help="a folder with ResNets for CIFAR-10 and pictures")] = None,
     imagenet: Annotated[Path | None, typer.Option(help="a folder with a MobileNetV2 and pictures of ImageNet")] = None,
+    given: Annotated[list[str] | None, typer.Option(help="NAME=DIR: what a reproduction of your own takes")] = None,
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
     samples: Annotated[int | None, typer.Option(help="use this many samples of each model's data")] = None,
     chunk: Annotated[int | None, typer.Option(help="samples that go through a model at once")] = None,
@@ -111,15 +112,20 @@ def reproduce(
     from harness.progress import bars
     from harness.words import problems
 
-    given = {option: folder for option, folder in (("cifar", cifar), ("imagenet", imagenet)) if folder}
+    folders = {option: str(folder) for option, folder in (("cifar", cifar), ("imagenet", imagenet)) if folder}
+    for each in given or []:
+        option, equals, folder = each.partition("=")
+        if not equals:
+            raise InputError(f"--given: expected NAME=DIR, got {each!r}")
+        folders[option] = folder
     with _warnings_told(), bars(console) as progress:
         outcome = reproduction.reproduce(
-            name, out, given=given, device=device, samples=samples, chunk=chunk, progress=progress
+            name, out, given=folders, device=device, samples=samples, chunk=chunk, progress=progress
         )
     _print(wide(outcome.claims), "claims")
     if len(outcome.reproduction.protocols) > 1:
         _print(changes(outcome.claims), "where the protocol decides")
-    wrong = [problem for results in outcome.results.values() for problem in problems(results)]
+    wrong = [f"{part}: {problem}" for part, results in outcome.results.items() for problem in problems(results)]
     for problem in wrong:
         errors.print(f"[bold red]look at:[/] {_plain(problem)}")
     console.print(f"claims with rules and numbers: {outcome.folder}/claims.md", markup=False)

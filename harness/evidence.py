@@ -95,7 +95,7 @@ class Reading:
         if self.lacks:
             return f"{self.name}: {self.lacks}"
         each = self.interval
-        return f"{self.name} {each.value:.2f} [{each.low:.2f}, {each.high:.2f}]"
+        return f"{self.name} {each.value:.3f} [{each.low:.3f}, {each.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,20 @@ class Evidence:
         scalars = stack.scalars if stack and stack.status == "done" else []
         return [each for each in scalars if all(each.labels[name] == value for name, value in labels.items())]
 
-    def applying(self, methods: Sequence[str], test: str) -> list[str]:
-        """Those of the methods that apply to this model, or that the study lacks: a claim is about no others."""
+    def applying(self, methods: Sequence[str], test: str = "parameter_randomization") -> list[str]:
+        """Those of the methods that are in the study and apply to this model: a claim is judged on no others."""
         stacks = {method: self.stacks.get((method, self.protocol.prefix + test)) for method in methods}
-        return [method for method, stack in stacks.items() if stack is None or stack.status != "not_applicable"]
+        return [method for method, stack in stacks.items() if stack and stack.status != "not_applicable"]
 
     def stages(self, method: str, mode: str = "top_down") -> list[str]:
         """The stages of a cascade, from the output down."""
         found = self.series(method, "parameter_randomization", mode=mode, role="test", **VIEWS["signed"])
         return [each.labels["stage"] for each in sorted(found, key=lambda each: each.labels["stage_index"])]
+
+    def upper_half(self, method: str, mode: str = "top_down") -> list[str]:
+        """The stages of the higher layers: the first half of them, from the output down."""
+        stages = self.stages(method, mode)
+        return stages[: len(stages) // 2]
 
     def similarity(self, method: str, view: str, test: str = "parameter_randomization", **where: str | None) -> Reading:
         """The similarity of maps as it is, averaged over draws: what papers report."""
@@ -144,6 +149,9 @@ class Evidence:
 
     def left(self, method: str, view: str, test: str = "parameter_randomization", **where: str | None) -> Reading:
         """What is left of the map as the protocol reads it: see `Protocol.above_chance`.
+
+        Where the share above chance is read, there is none of a stage at which the network's output hardly changed: no
+        change of the map can be expected there.
 
         Args:
             method: whose maps.
@@ -154,19 +162,24 @@ class Evidence:
         name, values, lacks = self._found(method, view, test, where)
         if lacks or not self.protocol.above_chance:
             return Reading(name, values if lacks else _over_draws(values), lacks)
-        (floor_role, ceiling_role), place = LEVELS[test], FULL[test]
-        floors = self.series(method, test, role=floor_role, **VIEWS[view], **place)
-        floor = floors[0].values if floors else NOTHING
-        ceiling = np.ones((len(values), 1))
-        if ceiling_role:
-            ceilings = self.series(method, test, role=ceiling_role, **VIEWS[view])
-            ceiling = ceilings[0].values if ceilings else NOTHING
-        if len(floor) != len(values) or len(ceiling) != len(values):
-            return Reading(name, NOTHING, "a level to compare with is missing")
+        roles, place = LEVELS[test], FULL[test]
+        floor = self._level(method, test, role=roles[0], **VIEWS[view], **place)
+        ceiling = self._level(method, test, role=roles[1], **VIEWS[view]) if roles[1] else np.ones((len(values), 1))
+        missing = [role for role, level in zip(roles, (floor, ceiling), strict=True) if np.isnan(level).all()]
+        if missing:
+            return Reading(name, NOTHING, f"no {missing[0]} to compare with")
         above = mean_of(ceiling) - mean_of(floor)
-        if not above >= DEFAULT.ceiling_above_random:
+        if above < DEFAULT.ceiling_above_random:
             return Reading(name, NOTHING, f"nothing to lie between, the ceiling is {above:.2f} above chance")
+        output = self._level(method, test, **{**place, **where, "role": "test", "measure": "output_pearson"})
+        if mean_interval(output).low > DEFAULT.output_at_most:
+            return Reading(name, NOTHING, f"the output hardly changed (correlation {mean_of(output):.2f})")
         return Reading(name, shares_above(values, floor, ceiling))
+
+    def _level(self, method: str, test: str, **labels: str | None) -> Values:
+        """The values of what other values are compared with; not a number where there is nothing."""
+        found = self.series(method, test, **labels)
+        return found[0].values if found else NOTHING
 
     def _found(self, method: str, view: str, test: str, where: Mapping[str, str | None]) -> tuple[str, Values, str]:
         """Name and values of a quantity, or why there are none."""
@@ -176,7 +189,9 @@ class Evidence:
         if stack is None:
             return name, NOTHING, f"no {method} with {test} in this study"
         if stack.status != "done":
-            return name, NOTHING, next((s["reason"] for s in stack.states if s.get("reason")), stack.status)
+            failures = [failure["error"] for cell in stack.cells if (failure := stack.store.failure(cell))]
+            reasons = [state["reason"] for state in stack.states if state.get("reason")]
+            return name, NOTHING, ": ".join([stack.status.replace("_", " "), *(failures or reasons)[:1]])
         found = self.series(method, test, **labels)
         if not found:
             return name, NOTHING, f"{labels['measure']} does not apply to these maps"

@@ -36,7 +36,7 @@ class Reproduction:
         name: also that of the folder of the results.
         paper: its key in references.bib.
         title: what it is about, in a line.
-        studies: given folders -> name -> a study as a mapping; each model of all of them has another name.
+        studies: given folders -> name -> a study as a mapping; no two of their models have one name.
         claims: what is judged.
         protocols: the ways to do and read the tests, in the order of the table.
         takes: option -> what the folder given by it must hold, such as weights and pictures that are not ours.
@@ -51,6 +51,14 @@ class Reproduction:
     protocols: Sequence[Protocol] = (TODAY,)
     takes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     figures: Mapping[str, Callable[[Sequence[Evidence]], Figure | None]] = field(default_factory=lambda: FIGURES)
+
+    def __post_init__(self) -> None:
+        """Check that no two claims have one id.
+
+        Raises:
+            InputError: they do.
+        """
+        _no_name_twice([claim.id for claim in self.claims], f"{self.name}: claims")
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ def reproduce(
 ) -> Reproduced:
     """Run the studies of a reproduction and judge its claims; what is finished in the folder is not computed again.
 
-    Writes `claims.csv`, `claims.md`, `claims.tex`, `citation.md` and `figures/` beside the run folder of each study.
+    Writes `claims.csv`, `claims.md`, `claims.tex`, `citation.md` and `figures/` beside the run folder of each study,
+    anew after each of them, so that what is wrong in one takes nothing from those before it.
 
     Args:
         reproduction: a built-in name, a Python file that defines one, or one at hand.
@@ -104,21 +113,38 @@ def reproduce(
 
     Raises:
         InputError: there is no such reproduction, or what is given is not as it must be; nothing has been computed.
+            Also if data or weights of a study cannot be used; the studies before it are finished and judged.
     """
     chosen = reproduction if isinstance(reproduction, Reproduction) else reproduction_of(reproduction)
     studies = chosen.studies(_checked(chosen, given or {}))
-    for study in studies.values():
-        load_study(study)
+    models = [model.name for study in studies.values() for model in load_study(study).models]
+    if not models:
+        raise InputError(f"{chosen.name}: there is nothing to run without {', '.join(chosen.takes) or 'studies'}")
+    _no_name_twice(models, f"{chosen.name}: models of its studies")
     folder = Path(out) if out else RESULTS / chosen.name
     options: dict[str, Any] = {"device": device, "samples": samples, "chunk": chunk, "progress": progress}
-    results = {name: run(study, folder / name, **options) for name, study in studies.items()}
-    evidence = [each for part in results.values() for each in evidence_of(part, chosen.protocols)]
-    # Protocols side by side: all models by the first, then all by the next.
-    evidence.sort(key=lambda each: chosen.protocols.index(each.protocol))
-    claims = judge(chosen.claims, evidence)
-    write_claims(claims, chosen.title, chosen.paper, results, folder)
-    write_claim_figures(chosen.figures, evidence, folder / "figures")
+    results: dict[str, Results] = {}
+    for name, study in studies.items():
+        results[name] = run(study, folder / name, **options)
+        claims = _judged(chosen, results, folder)
     return Reproduced(chosen, claims, results, folder)
+
+
+def _judged(reproduction: Reproduction, results: Mapping[str, Results], folder: Path) -> pd.DataFrame:
+    evidence = [each for part in results.values() for each in evidence_of(part, reproduction.protocols)]
+    # Protocols side by side: all models by the first, then all by the next.
+    evidence.sort(key=lambda each: reproduction.protocols.index(each.protocol))
+    drawn = {path.name for path in write_claim_figures(reproduction.figures, evidence, folder / "figures")}
+    claims = judge(reproduction.claims, evidence)
+    claims["figure"] = claims["figure"].where(claims["figure"].isin(drawn), "")
+    write_claims(claims, reproduction.title, reproduction.paper, results, folder)
+    return claims
+
+
+def _no_name_twice(names: Sequence[str], what: str) -> None:
+    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if twice:
+        raise InputError(f"{what}: two are called {twice[0]!r}")
 
 
 def _checked(reproduction: Reproduction, given: Mapping[str, str | Path]) -> dict[str, Path]:
@@ -126,9 +152,9 @@ def _checked(reproduction: Reproduction, given: Mapping[str, str | Path]) -> dic
     for option, folder in folders.items():
         if option not in reproduction.takes:
             known = nearest(option, reproduction.takes)
-            raise InputError(f"{reproduction.name} takes no --{option}; {known}")
+            raise InputError(f"{reproduction.name} takes no {option!r}; {known}")
         missing = [name for name in reproduction.takes[option] if not (folder / name).exists()]
         if missing:
             wanted = ", ".join(reproduction.takes[option])
-            raise InputError(f"--{option} {folder}: no {', '.join(missing)} there; expected a folder with {wanted}")
+            raise InputError(f"{option} {folder}: no {', '.join(missing)} there; expected a folder with {wanted}")
     return folders

@@ -53,8 +53,9 @@ def test_a_run_writes_tables_and_figures_and_ends_in_three_lines(tmp_path):
         (("run", "quickstart", "--samples", "5000", "--out", "x"), "5000 samples asked for, mnist-5k has 1000"),
         (("table", "nowhere"), "no run in 'nowhere'"),
         (("reproduce", "adebayo2019"), "did you mean adebayo2018"),
-        (("reproduce", "bluecher2024", "--imagenet", "."), "bluecher2024 takes no --imagenet; known: cifar"),
-        (("reproduce", "sixt2020", "--cifar", "x"), "expected a folder with resnet20.safetensors, test, train"),
+        (("reproduce", "bluecher2024", "--imagenet", "."), "bluecher2024 takes no 'imagenet'; known: cifar"),
+        (("reproduce", "sixt2020", "--given", "cifar"), "--given: expected NAME=DIR, got 'cifar'"),
+        (("reproduce", "sixt2020", "--given", "cifar=x"), "expected a folder with resnet20.safetensors, test, train"),
     ],
 )
 def test_wrong_input_exits_with_two_and_one_message(tmp_path, arguments, message):

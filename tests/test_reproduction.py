@@ -92,7 +92,7 @@ def test_what_is_given_wrong_is_refused_before_anything_is_computed(mine, tmp_pa
         ("adebayo", {}, "did you mean adebayo2018"),
         (str(tmp_path / "none.py"), {}, "no file"),
         (str(empty), {}, "expected a harness.Reproduction called REPRODUCTION, got NoneType"),
-        (mine, {"cifar": tmp_path}, "mine takes no --cifar"),
+        (mine, {"cifar": tmp_path}, "mine takes no 'cifar'"),
         ("adebayo2018", {"cifar": tmp_path}, "no resnet20.safetensors, resnet56.safetensors, test, train there"),
     ):
         with pytest.raises(InputError, match=said):

@@ -4,7 +4,8 @@ A setup is a fill and a size of the patches that are removed. In each, methods a
 when the most relevant is removed first, when the least relevant is, and by the difference: symmetric relevance gain.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from matplotlib.figure import Figure
 from harness.claims import Claim, Finding, above, below, every
 from harness.evidence import Evidence, Reading
 from harness.reproduction import Given, Reproduction
-from harness.statistics import Interval
+from harness.reproductions import cifar
+from harness.statistics import DEFAULT, Interval
 
 SOURCE = "`bluecher2024decoupling`"
-RESAMPLED = 1000
+RESAMPLED, LEAST_SAMPLES = 1000, 10
+ORDERS = ("most_first", "least_first")
 TITLES = {
     "most_first": "most relevant first",
     "least_first": "least relevant first",
@@ -52,16 +55,8 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
         }
     }
     if "cifar" in given:
-        folder = given["cifar"]
-        scale = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-        data = {"source": f"folder:{folder / 'test'}", "train": str(folder / "train"), **scale}
-        parts["cifar"] = {
-            "name": "cifar",
-            "data": {**data, "select": "correct", "samples": 50},
-            "models": [{"name": "resnet20", "weights": str(folder / "resnet20.safetensors")}],
-            **common,
-            "metrics": _setups(["black", "mean", "blur", "noise"], steps=8),
-        }
+        metrics = _setups(["black", "mean", "blur", "noise"], steps=8)
+        parts["cifar"] = {**cifar.part(given["cifar"], ("resnet20",)), **common, "metrics": metrics}
     return parts
 
 
@@ -69,21 +64,27 @@ def _setups(fills: list[str], steps: int) -> list[dict[str, Any]]:
     return [{"metric": "pixel_flipping", "steps": steps, "fill": fills, "patch": [1, 2, 4]}]
 
 
-def scores(evidence: Evidence) -> dict[str, Scores]:
-    """Score -> how good each method is in each setup on each sample: higher is better; empty without setups.
+def setups(evidence: Evidence) -> tuple[list[str], dict[str, Scores], str]:
+    """The methods, how good each is in each setup on each sample by each score, and why nothing can be said, if so.
 
-    Samples on which a map has no order are left out, of all methods alike.
+    Scores are higher for better. A method that does not apply or failed is left out, and so are samples on which a map
+    has no order, of all methods alike.
     """
     labels = evidence.labels("pixel_flipping")
-    areas = {
-        mode: np.array([[_area(evidence, each, label, mode) for each in methods_of(evidence)] for label in labels])
-        for mode in ("most_first", "least_first")
-    }
-    if not labels:
-        return {}
-    known = ~np.isnan(areas["most_first"] + areas["least_first"]).any((0, 1))
-    most, least = areas["most_first"][..., known], areas["least_first"][..., known]
-    return {"most_first": -most, "least_first": least, "gain": least - most}
+    areas: dict[str, np.ndarray] = {}
+    for method in dict.fromkeys(method for method, _ in evidence.stacks):
+        found = [evidence.rows(method, label, measure="area", mode=mode) for mode in ORDERS for label in labels]
+        if found and all(found):
+            areas[method] = np.array([series[0].values[:, 0] for series in found])
+    if not areas:
+        return [], {}, "no setups in this study"
+    most, least = np.split(np.stack(list(areas.values()), 1), 2)
+    known = ~np.isnan(most + least).any((0, 1))
+    if known.sum() < LEAST_SAMPLES or known.mean() < 1 - DEFAULT.degenerate_at_most:
+        enough = f"at least {LEAST_SAMPLES} samples and {1 - DEFAULT.degenerate_at_most:.0%} of them wanted"
+        return [], {}, f"{known.sum()} of {len(known)} samples have maps with an order by every method, {enough}"
+    most, least = most[..., known], least[..., known]
+    return list(areas), {"most_first": -most, "least_first": least, "gain": least - most}, ""
 
 
 def agreement(values: Scores) -> float:
@@ -102,75 +103,77 @@ def picks(samples: int) -> np.ndarray:
 
 def gain_is_stable(evidence: Evidence, by: float) -> Finding:
     """Rankings by the gain agree better between setups than those by either order alone."""
-    values = scores(evidence)
-    if not values:
-        return Finding(None, "no setups in this study")
-    drawn = picks(values["gain"].shape[2])
-    found = {name: np.array([agreement(each[..., pick]) for pick in drawn]) for name, each in values.items()}
-    taus = {name: agreement(each) for name, each in values.items()}
+    _, values, lacks = setups(evidence)
+    if lacks:
+        return Finding(None, lacks)
+
+    def ahead(mode: str, pick: np.ndarray) -> float:
+        return agreement(values["gain"][..., pick]) - agreement(values[mode][..., pick])
+
     decided = every(
-        above(
-            _reading(f"tau of the gain less that of {mode}", taus["gain"] - taus[mode], found["gain"] - found[mode]), by
-        )
-        for mode in ("most_first", "least_first")
+        above(_bootstrapped(f"tau of the gain less that of {mode}", partial(ahead, mode), values), by)
+        for mode in ORDERS
     )
-    said = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
+    said = ", ".join(f"{name} {agreement(each):.2f}" for name, each in values.items())
     return Finding(decided.holds, f"mean tau between setups: {said}; {decided.said}")
 
 
 def orders_disagree(evidence: Evidence, bound: float) -> Finding:
     """Within a setup, the two orders rank methods differently."""
-    values = scores(evidence)
-    if not values:
-        return Finding(None, "no setups in this study")
+    _, values, lacks = setups(evidence)
+    if lacks:
+        return Finding(None, lacks)
     both = np.stack([values["most_first"], values["least_first"]], 1)
 
     def tau(pick: np.ndarray) -> float:
         return float(np.mean([agreement(pair[..., pick]) for pair in both]))
 
-    samples = both.shape[-1]
-    found = np.array([tau(pick) for pick in picks(samples)])
-    return below(_reading("mean tau of the two orders within a setup", tau(np.arange(samples)), found), bound)
+    return below(_bootstrapped("mean tau of the two orders within a setup", tau, values), bound)
 
 
 def random_is_last(evidence: Evidence, most: float) -> Finding:
     """By the gain, each method is ahead of the random map in most setups."""
-    values, methods = scores(evidence), methods_of(evidence)
-    if not values or "random" not in methods:
-        return Finding(None, "no random map among the methods of a study with setups")
-    others = [index for index, method in enumerate(methods) if method != "random"]
+    methods, values, lacks = setups(evidence)
+    if lacks or "random" not in methods:
+        return Finding(None, lacks or "no random map among the methods")
+    random = methods.index("random")
 
-    def ahead(pick: np.ndarray) -> np.ndarray:
+    def ahead(method: int, pick: np.ndarray) -> float:
         means = values["gain"][..., pick].mean(2)
-        return (means[:, others] > means[:, [methods.index("random")]]).mean(0)
+        return float((means[:, method] > means[:, random]).mean())
 
-    samples = values["gain"].shape[2]
-    found = np.array([ahead(pick) for pick in picks(samples)])
-    shares = ahead(np.arange(samples))
     return every(
-        above(_reading(f"share of the setups in which {methods[index]} is ahead", share, each), most)
-        for index, share, each in zip(others, shares, found.T, strict=True)
+        above(_bootstrapped(f"share of the setups in which {name} is ahead", partial(ahead, index), values), most)
+        for index, name in enumerate(methods)
+        if index != random
     )
 
 
-def methods_of(evidence: Evidence) -> list[str]:
-    """The methods of a study, in its order."""
-    return list(dict.fromkeys(method for method, _ in evidence.stacks))
+def _bootstrapped(name: str, statistic: Callable[[np.ndarray], float], values: Mapping[str, Scores]) -> Reading:
+    """A statistic of the samples with its basic bootstrap interval.
+
+    Rankings of resampled samples are noisier than those of the samples, so that a percentile interval would be shifted.
+    """
+    count = values["gain"].shape[2]
+    value = statistic(np.arange(count))
+    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLED, count))
+    low, high = np.quantile([statistic(pick) for pick in drawn], [0.025, 0.975])
+    return Reading(name, limits=Interval(value, float(2 * value - high), float(2 * value - low)))
 
 
 def draw_rankings(evidence: Evidence) -> Figure | None:
     """The rank of each method in each setup, by each score: one colour in a column is one rank in all."""
-    values, methods = scores(evidence), methods_of(evidence)
-    if not values:
+    methods, values, lacks = setups(evidence)
+    if lacks:
         return None
-    setups = [label.removeprefix("pixel_flipping").strip("[]") for label in evidence.labels("pixel_flipping")]
-    figure = Figure(figsize=(3.4 * len(values) + 2, 0.3 * len(setups) + 1.9), layout="constrained")
+    rows = [label.removeprefix("pixel_flipping").strip("[]") for label in evidence.labels("pixel_flipping")]
+    figure = Figure(figsize=(3.4 * len(values) + 2, 0.3 * len(rows) + 1.9), layout="constrained")
     axes = figure.subplots(1, len(values), sharey=True)
     for axis, (name, each) in zip(axes, values.items(), strict=True):
         ranks = (-each.mean(2)).argsort(1).argsort(1) + 1
         picture = axis.imshow(ranks, cmap="viridis_r", aspect="auto")
         axis.set_xticks(range(len(methods)), methods, rotation=60, ha="right", fontsize=7)
-        axis.set_yticks(range(len(setups)), setups, fontsize=7)
+        axis.set_yticks(range(len(rows)), rows, fontsize=7)
         axis.set_title(f"{TITLES[name]}\nmean tau between setups {agreement(each):.2f}", fontsize=8)
         for (row, column), rank in np.ndenumerate(ranks):
             dark = rank > len(methods) / 2
@@ -178,16 +181,6 @@ def draw_rankings(evidence: Evidence) -> Figure | None:
     figure.colorbar(picture, ax=axes, label="rank, 1 is best", shrink=0.8)
     figure.suptitle(f"{evidence.model}: rankings of methods in each setup", fontsize=10)
     return figure
-
-
-def _reading(name: str, value: float, found: np.ndarray) -> Reading:
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Reading(name, limits=Interval(value, float(low), float(high)))
-
-
-def _area(evidence: Evidence, method: str, label: str, mode: str) -> np.ndarray:
-    found = evidence.rows(method, label, measure="area", mode=mode)
-    return found[0].values[:, 0] if found else np.full(1, np.nan)
 
 
 CLAIMS = (
@@ -227,5 +220,5 @@ REPRODUCTION = Reproduction(
     studies=studies,
     claims=CLAIMS,
     figures={"rankings": lambda evidence: draw_rankings(evidence[0])},
-    takes={"cifar": ("resnet20.safetensors", "test", "train")},
+    takes={"cifar": cifar.files("resnet20")},
 )

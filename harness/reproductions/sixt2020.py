@@ -1,12 +1,14 @@
 """When Explanations Lie (`sixt2020explanations`): which backward passes forget the layers above?"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from harness.claim_figures import draw_stages
 from harness.claims import Claim, Finding, above, below, every
 from harness.evidence import Evidence, Reading
 from harness.reproduction import Given, Reproduction
+from harness.reproductions import cifar
 
 MODIFIED = ("guided_backprop", "deconvnet", "excitation_backprop", "deep_taylor", "lrp_z_plus", "lrp_alpha2_beta1")
 """Those that the paper finds to converge; the rule alpha 1, beta 0 is that of z+."""
@@ -17,6 +19,10 @@ METHODS = [
     *(method for method in (*KEEPING, *MODIFIED) if method != "lrp_alpha2_beta1"),
     {"name": "lrp_alpha2_beta1", "method": "lrp_alpha_beta", "alpha": 2.0, "beta": 1.0},
 ]
+
+
+Told = Callable[[Reading, float], Finding]
+"""`above` or `below`."""
 
 
 def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
@@ -38,52 +44,27 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
         }
     }
     if "cifar" in given:
-        folder = given["cifar"]
-        scale = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-        data = {"source": f"folder:{folder / 'test'}", "train": str(folder / "train"), **scale}
-        parts["cifar"] = {
-            "name": "cifar",
-            "data": {**data, "select": "correct", "samples": 50},
-            "models": [{"name": "resnet20", "weights": str(folder / "resnet20.safetensors")}],
-            **common,
-        }
+        parts["cifar"] = {**cifar.part(given["cifar"], ("resnet20",)), **common}
     return parts
 
 
-def stays(evidence: Evidence, methods: tuple[str, ...], most: float) -> Finding:
-    """Up to a sign, most of each map is left while the upper half of the stages is random."""
-    return every(above(_middle(evidence, method), most) for method in methods)
+def later_layers(evidence: Evidence, methods: tuple[str, ...], told: Told, bound: float) -> Finding:
+    """What is left of each map, up to a sign, while the upper half of the stages is random."""
+    found = []
+    for method in methods:
+        for stage in evidence.upper_half(method)[-1:]:
+            found.append(told(evidence.left(method, "up_to_sign", mode="top_down", stage=stage), bound))
+    return every(found)
 
 
-def goes(evidence: Evidence, methods: tuple[str, ...], most: float) -> Finding:
-    """Up to a sign, less than half of each map is left then."""
-    return every(below(_middle(evidence, method), most) for method in methods)
+def other_class(evidence: Evidence, methods: tuple[str, ...], told: Told, bound: float) -> Finding:
+    """What each map, up to a sign, has in common with that of another class."""
+    return every(told(evidence.left(method, "up_to_sign", "random_logit"), bound) for method in methods)
 
 
-def stays_for_classes(evidence: Evidence, methods: tuple[str, ...], most: float) -> Finding:
-    """Up to a sign, most of each map is that of another class."""
-    return every(above(evidence.left(method, "up_to_sign", "random_logit"), most) for method in methods)
-
-
-def goes_for_classes(evidence: Evidence, methods: tuple[str, ...], most: float) -> Finding:
-    """Up to a sign, less than half of each map is."""
-    return every(below(evidence.left(method, "up_to_sign", "random_logit"), most) for method in methods)
-
-
-def converges(evidence: Evidence, methods: tuple[str, ...], cosine: float) -> Finding:
-    """Two random vectors become parallel on their way down."""
-    return every(above(evidence.similarity(method, "cosine", "cosine_convergence"), cosine) for method in methods)
-
-
-def stays_apart(evidence: Evidence, methods: tuple[str, ...], cosine: float) -> Finding:
-    """They do not."""
-    return every(below(evidence.similarity(method, "cosine", "cosine_convergence"), cosine) for method in methods)
-
-
-def _middle(evidence: Evidence, method: str) -> Reading:
-    stages = evidence.stages(method)
-    where = {"mode": "top_down", "stage": stages[len(stages) // 2 - 1]} if len(stages) > 1 else {}
-    return evidence.left(method, "up_to_sign", **where)
+def convergence(evidence: Evidence, methods: tuple[str, ...], told: Told, bound: float) -> Finding:
+    """The cosine of what two random vectors become on their way down."""
+    return every(told(evidence.similarity(method, "cosine", "cosine_convergence"), bound) for method in methods)
 
 
 CASCADE, CLASS, CONVERGENCE = (f"{SOURCE}, {what}" for what in ("cascades", "random logits", "cosine convergence"))
@@ -96,9 +77,9 @@ CLAIMS = (
             f"S-1 {method}",
             "Modified backward passes do not notice that the later layers are random",
             CASCADE,
-            f"more than {{most:g}} {SURVIVES}",
-            partial(stays, methods=(method,)),
-            {"most": 0.5},
+            f"more than {{bound:g}} {SURVIVES}",
+            partial(later_layers, methods=(method,), told=above),
+            {"bound": 0.5},
             FIGURE,
         )
         for method in MODIFIED
@@ -107,9 +88,9 @@ CLAIMS = (
         "S-1 others",
         "The gradient and DeepLIFT do",
         CASCADE,
-        f"less than {{most:g}} {SURVIVES}",
-        partial(goes, methods=KEEPING),
-        {"most": 0.5},
+        f"less than {{bound:g}} {SURVIVES}",
+        partial(later_layers, methods=KEEPING, told=below),
+        {"bound": 0.5},
         FIGURE,
     ),
     *(
@@ -117,9 +98,9 @@ CLAIMS = (
             f"S-2 {method}",
             "Modified backward passes explain another class by nearly the same map",
             CLASS,
-            "more than {most:g} of each map, up to a sign, is that of another class",
-            partial(stays_for_classes, methods=(method,)),
-            {"most": 0.5},
+            "more than {bound:g} of each map, up to a sign, is that of another class",
+            partial(other_class, methods=(method,), told=above),
+            {"bound": 0.5},
         )
         for method in MODIFIED
     ),
@@ -127,18 +108,18 @@ CLAIMS = (
         "S-2 others",
         "The gradient and DeepLIFT do not",
         CLASS,
-        "less than {most:g} of each map, up to a sign, is that of another class",
-        partial(goes_for_classes, methods=KEEPING),
-        {"most": 0.5},
+        "less than {bound:g} of each map, up to a sign, is that of another class",
+        partial(other_class, methods=KEEPING, told=below),
+        {"bound": 0.5},
     ),
     *(
         Claim(
             f"S-3 {method}",
             "In modified backward passes two random vectors converge to one direction",
             CONVERGENCE,
-            "the median cosine at the input of the lowest layer with several channels is above {cosine:g}",
-            partial(converges, methods=(method,)),
-            {"cosine": 0.9},
+            "the median cosine at the input of the lowest layer with several channels is above {bound:g}",
+            partial(convergence, methods=(method,), told=above),
+            {"bound": 0.9},
         )
         for method in MODIFIED
     ),
@@ -146,9 +127,9 @@ CLAIMS = (
         "S-3 others",
         "Under the gradient and DeepLIFT they do not",
         CONVERGENCE,
-        "the median cosine there is below {cosine:g}",
-        partial(stays_apart, methods=KEEPING),
-        {"cosine": 0.9},
+        "the median cosine there is below {bound:g}",
+        partial(convergence, methods=KEEPING, told=below),
+        {"bound": 0.9},
     ),
 )
 
@@ -158,5 +139,6 @@ REPRODUCTION = Reproduction(
     title="When Explanations Lie: why many modified BP attributions fail",
     studies=studies,
     claims=CLAIMS,
-    takes={"cifar": ("resnet20.safetensors", "test", "train")},
+    figures={"stages": partial(draw_stages, views=("up_to_sign", "signed", "ssim"))},
+    takes={"cifar": cifar.files("resnet20")},
 )
