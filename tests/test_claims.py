@@ -10,6 +10,7 @@ from harness.claim_tables import changes, counts, latex, page_of, wide
 from harness.claims import Claim, Finding, above, below, every, judge, more, near, several
 from harness.evidence import Protocol, Reading, evidence_of
 from harness.statistics import mean_interval
+from harness.types import Score
 from made_rows import N, around, cascades, edges, labels, results_of
 
 RAW, SHARE = Protocol("raw", above_chance=False), Protocol("share")
@@ -104,6 +105,30 @@ def test_similarity_is_read_as_it_is_or_as_the_share_above_chance():
     # As papers do it: over samples only.
     assert raw.left("m", "signed").values.shape == (N, 1)
     assert share.left("m", "signed").values.shape == (N, 10)
+
+
+@pytest.mark.parametrize(("correlation", "lacks"), [(0.95, "the output hardly changed (correlation 0.95)"), (0.2, "")])
+def test_a_stage_at_which_the_output_stays_tells_nothing_of_the_share(correlation, lacks):
+    where = {"mode": "top_down", "stage": "fc", "stage_index": 1}
+    output = [Score("output_pearson", around(correlation, draw, 0.001), draw=draw, **where) for draw in range(3)]
+    made = {("m", "parameter_randomization"): [*cascades({"signed": (0.8, 0.6)}), *output]}
+    raw, share = evidence_of(results_of(made), [RAW, SHARE])
+    at_the_stage = {"mode": "top_down", "stage": "fc"}
+    assert share.left("m", "signed", **at_the_stage).lacks == lacks
+    assert not raw.left("m", "signed", **at_the_stage).lacks
+    assert not share.left("m", "signed").lacks
+
+
+def test_a_method_applies_unless_the_study_says_otherwise():
+    made = {(method, "parameter_randomization"): cascades({"signed": (0.8, 0.6)}) for method in ("a", "b", "c")}
+    statuses = {
+        ("b", "parameter_randomization"): ("not_applicable", "no"),
+        ("c", "parameter_randomization"): ("failed", ""),
+    }
+    given = evidence(made, statuses=statuses)
+    assert given.applying(("d", "c", "b", "a")) == ["c", "a"]
+    assert given.left("c", "signed").lacks.startswith("failed")
+    assert given.upper_half("a") == ["fc"]
 
 
 def test_labels_are_read_between_two_networks_on_noise_and_two_on_the_truth():

@@ -53,4 +53,4 @@ def _draw(network: nn.Module, deviation: Callable[[int], float]) -> None:
                 # Torch's own truncated normal takes fifteen times as long, for every randomized network.
                 while (beyond := parameter.abs() > 2).any():
                     parameter[beyond] = torch.randn(int(beyond.sum()))
-                parameter *= deviation(parameter[0].numel())
+                parameter.mul_(deviation(parameter[0].numel()))
