@@ -200,7 +200,7 @@ CLAIMS = (
     ),
     Claim(
         "A-2",
-        "So does Grad-CAM",
+        "Grad-CAM changes as soon, and nothing of it is left in the end",
         CASCADE,
         f"{FALLS}; not testable with more than a tenth of the maps constant",
         partial(forgets, method="grad_cam", view="absolute"),
@@ -222,7 +222,7 @@ CLAIMS = (
     *(
         Claim(
             f"A-4{name}",
-            "So does guided Grad-CAM",
+            "Guided Grad-CAM ignores the higher layers, too",
             CASCADE,
             STAYS,
             partial(ignores_higher_layers, method="guided_grad_cam", view=view),
@@ -286,7 +286,7 @@ CLAIMS = (
     ),
     Claim(
         "A-7 guided",
-        "So do guided backpropagation and guided Grad-CAM",
+        "For permuted labels, absolute guided backpropagation and guided Grad-CAM stay the same",
         LABELS,
         "more than {most:g} is left of the absolute map of each",
         partial(stays_for_labels, methods=("guided_backprop", "guided_grad_cam")),
@@ -295,7 +295,7 @@ CLAIMS = (
     ),
     Claim(
         "A-7 signed",
-        "Signed, input x gradient and integrated gradients do not",
+        "For permuted labels, signed input x gradient and integrated gradients change",
         LABELS,
         "less than {bound:g} is left of the signed map of each",
         partial(changes_with_labels, methods=MULTIPLIED),
@@ -304,7 +304,7 @@ CLAIMS = (
     ),
     Claim(
         "A-7 sensitive",
-        "Gradient, SmoothGrad and Grad-CAM change clearly",
+        "For permuted labels, gradient, SmoothGrad and Grad-CAM change clearly",
         LABELS,
         "less than {bound:g} is left of the signed map of each",
         partial(changes_with_labels, methods=("gradient", "smoothgrad", "grad_cam")),

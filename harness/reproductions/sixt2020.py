@@ -86,7 +86,7 @@ CLAIMS = (
     ),
     Claim(
         "S-1 others",
-        "The gradient and DeepLIFT do",
+        "The gradient and DeepLIFT notice that the later layers are random",
         CASCADE,
         f"less than {{bound:g}} {SURVIVES}",
         partial(later_layers, methods=KEEPING, told=below),
@@ -106,7 +106,7 @@ CLAIMS = (
     ),
     Claim(
         "S-2 others",
-        "The gradient and DeepLIFT do not",
+        "The gradient and DeepLIFT explain another class by another map",
         CLASS,
         "less than {bound:g} of each map, up to a sign, is that of another class",
         partial(other_class, methods=KEEPING, told=below),
@@ -125,7 +125,7 @@ CLAIMS = (
     ),
     Claim(
         "S-3 others",
-        "Under the gradient and DeepLIFT they do not",
+        "Under the gradient and DeepLIFT two random vectors stay apart",
         CONVERGENCE,
         "the median cosine there is below {bound:g}",
         partial(convergence, methods=KEEPING, told=below),
