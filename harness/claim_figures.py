@@ -83,10 +83,8 @@ def draw_stages(
         axes[-1, column].set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right", fontsize=7)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    how = (
-        "the named layers alone randomized" if mode == "independent" else "randomized from the output down to the named"
-    )
-    figure.suptitle(f"{evidence[0].model}: {how}", fontsize=10)
+    which = "alone" if mode == "independent" else "and all above it"
+    figure.suptitle(f"{evidence[0].model}: the named layer {which} randomized", fontsize=10)
     return figure
 
 

@@ -16,7 +16,8 @@ from harness.types import NotApplicableError
 
 BatchNormPolicy = Literal["keep", "reset", "recalibrate"]
 CascadeMode = Literal["top_down", "bottom_up", "independent"]
-BATCH = 256
+BATCH, VALUES = 256, 2**22
+"""How many samples, and values of samples, go through a network at once to estimate its statistics."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def _estimate(case: Case, model: nn.Module, norms: Sequence[_BatchNorm]) -> None
     inputs = case.source.calibration
     with torch.no_grad(), counted(model, case.passes):
         # Nearly equal batches, because each counts the same; clones, because a model may write in place.
-        for batch in inputs.tensor_split(-(-len(inputs) // BATCH)):
+        size = max(min(BATCH, VALUES // max(inputs[:1].numel(), 1)), 2)
+        for batch in inputs.tensor_split(-(-len(inputs) // size)):
             try:
                 model(batch.clone())
             except ValueError as error:

@@ -55,17 +55,19 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
             "data": {**data, "select": "correct", "samples": 12},
             "models": [{"source": "torchvision:mobilenet_v2", "name": "mobilenet_v2", "weights": weights}],
             **photographs,
-            "metrics": [*_randomization(draws=3, stages=5, modes=("top_down",)), *_edges()],
+            "metrics": [*_randomization(draws=3, stages=5, modes=("top_down",), full_draws=3), *_edges()],
         }
     return parts
 
 
-def _randomization(draws: int, stages: int, modes: tuple[str, ...] = MODES) -> list[dict[str, Any]]:
+def _randomization(
+    draws: int, stages: int, modes: tuple[str, ...] = MODES, full_draws: int = 10
+) -> list[dict[str, Any]]:
     """Both protocols: that of today with intervals over random networks, the original with one, as there."""
     test = {"metric": "parameter_randomization", "modes": list(modes), "stages": stages}
     as_there = {"batch_norm": "keep", "fresh": True, "repredict": True, "full_draws": 2, "cascade_draws": 1}
     return [
-        {**test, "cascade_draws": draws, "measures": MEASURES},
+        {**test, "full_draws": full_draws, "cascade_draws": draws, "measures": MEASURES},
         {**test, **as_there, **_original("parameter_randomization")},
     ]
 
