@@ -68,7 +68,7 @@ def more(first: Reading, second: Reading, margin: float) -> Finding:
     for each in (first, second):
         if each.lacks:
             return Finding(None, str(each))
-    name = f"({first}) less ({second})"
+    name = f"({first}) minus ({second})"
     if first.values.shape != second.values.shape:
         return Finding(None, f"{name}: of other samples or draws")
     return _told(Reading(name, first.values - second.values), margin, "more than")
