@@ -143,22 +143,27 @@ def random_is_last(evidence: Evidence, most: float) -> Finding:
         return float((means[:, method] > means[:, random]).mean())
 
     return every(
-        above(_bootstrapped(f"share of the setups in which {name} is ahead", partial(ahead, index), values), most)
+        above(
+            _bootstrapped(f"share of the setups in which {name} is ahead", partial(ahead, index), values, least=0), most
+        )
         for index, name in enumerate(methods)
         if index != random
     )
 
 
-def _bootstrapped(name: str, statistic: Callable[[np.ndarray], float], values: Mapping[str, Scores]) -> Reading:
-    """A statistic of the samples with its basic bootstrap interval.
+def _bootstrapped(
+    name: str, statistic: Callable[[np.ndarray], float], values: Mapping[str, Scores], least: int = -1
+) -> Reading:
+    """A statistic of the samples, in [least, 1], with its basic bootstrap interval.
 
     Rankings of resampled samples are noisier than those of the samples, so that a percentile interval would be shifted.
     """
     count = values["gain"].shape[2]
     value = statistic(np.arange(count))
     drawn = np.random.default_rng(0).integers(0, count, (RESAMPLED, count))
-    low, high = np.quantile([statistic(pick) for pick in drawn], [0.025, 0.975])
-    return Reading(name, limits=Interval(value, float(2 * value - high), float(2 * value - low)))
+    quantiles = np.quantile([statistic(pick) for pick in drawn], [0.975, 0.025])
+    low, high = np.clip(2 * value - quantiles, least, 1)
+    return Reading(name, limits=Interval(value, float(low), float(high)))
 
 
 def draw_rankings(evidence: Evidence) -> Figure | None:
