@@ -82,7 +82,7 @@ def draw_stages(
         axes[0, column].set_title(f"{each.protocol.name}: {how}", fontsize=9)
         axes[-1, column].set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right", fontsize=7)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     which = "alone" if mode == "independent" else "and all above it"
     figure.suptitle(f"{evidence[0].model}: the named layer {which} randomized", fontsize=10)
     return figure
