@@ -61,7 +61,8 @@ def draw_stages(
         mode: of the cascade: `top_down`, or `independent`, one stage random at a time.
         views: how maps are compared.
     """
-    methods = _methods(evidence[0], "parameter_randomization")
+    found = (method for each in evidence for method in _methods(each, "parameter_randomization"))
+    methods = list(dict.fromkeys(found))
     stages = max((each.stages(method, mode) for each in evidence for method in methods), key=len, default=[])
     if not stages:
         return None
@@ -81,8 +82,11 @@ def draw_stages(
         how = "share left above chance" if each.protocol.above_chance else "similarity as it is"
         axes[0, column].set_title(f"{each.protocol.name}: {how}", fontsize=9)
         axes[-1, column].set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right", fontsize=7)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    known = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    named = [method for method in methods if method in known]
+    figure.legend([known[n] for n in named], named, loc="outside right center", fontsize=8, frameon=False)
     which = "alone" if mode == "independent" else "and all above it"
     figure.suptitle(f"{evidence[0].model}: the named layer {which} randomized", fontsize=10)
     return figure

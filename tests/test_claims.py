@@ -1,11 +1,13 @@
 """Claims on rows made for them: what holds is reproduced, what does not is not, and too little is not testable."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from harness.claim_figures import draw_stages
 from harness.claim_tables import changes, counts, latex, page_of, wide
 from harness.claims import Claim, Finding, above, below, every, judge, more, near, several
 from harness.evidence import Protocol, Reading, evidence_of
@@ -251,3 +253,20 @@ def test_a_shares_interval_is_that_of_the_survival():
     reading = evidence_of(results, [SHARE])[0].left("m", "signed")
     assert reading.interval.value == pytest.approx(row["survival"], abs=1e-3)
     assert mean_interval(reading.values).low == pytest.approx(row["low"], abs=0.01)
+
+
+def test_a_method_that_has_numbers_by_one_protocol_only_is_drawn():
+    def broken():
+        for score in cascades({"signed": (0.8, 0.6)}):
+            where = score.values.new_ones(N, dtype=bool)
+            yield replace(score, values=score.values * np.nan, undefined={"not finite": where})
+
+    made = {
+        ("m", "original_parameter_randomization"): broken(),
+        ("m", "parameter_randomization"): cascades({"signed": (0.8, 0.6)}),
+        ("n", "original_parameter_randomization"): cascades({"signed": (0.8, 0.6)}),
+        ("n", "parameter_randomization"): cascades({"signed": (0.8, 0.6)}),
+    }
+    protocols = [Protocol("original", "original_", above_chance=False), Protocol("today")]
+    figure = draw_stages(evidence_of(results_of(made), protocols))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["n", "m"]
