@@ -1,32 +1,19 @@
 """The command line. Thin: every verb is a function of the package."""
 
-import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from harness.terminal import console, errors, plain, print_table, show_results, tell_diagnosis, warnings_told
 from harness.types import InputError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from harness.doctor import Diagnosis
-    from harness.results import Results
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-# A pipe has no width to fit: whoever reads it wants whole words.
-console = Console(width=None if os.isatty(1) else 500, highlight=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 INTERRUPTED = 130
-SHOWN = ("leaderboard", "sensitivity", "stages")
 
 Kind = Literal["methods", "metrics", "models", "data", "studies", "reproductions"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -55,10 +42,10 @@ def run(
     from harness.progress import bars
     from harness.words import problems
 
-    with _warnings_told(), bars(console) as progress:
+    with warnings_told(), bars(console) as progress:
         results = api.run(study, out, device=device, samples=samples, chunk=chunk, progress=progress)
     folder = Path(out) if out else api.RESULTS / results.manifest["study"]["name"]
-    _show(results, folder)
+    show_results(results, folder)
     raise typer.Exit(1 if problems(results) else 0)
 
 
@@ -84,9 +71,9 @@ def table(
     tables.write_tables(results, folder / "tables")
     write_figures(results, folder / "figures")
     if not name:
-        _show(results, folder)
+        show_results(results, folder)
     for each in tables.TABLES if name == "all" else [name] if name else []:
-        _print(results.table(each), each)
+        print_table(results.table(each), each)
 
 
 @app.command()
@@ -118,16 +105,16 @@ def reproduce(
         if not equals:
             raise InputError(f"--given: expected NAME=DIR, got {each!r}")
         folders[option] = folder
-    with _warnings_told(), bars(console) as progress:
+    with warnings_told(), bars(console) as progress:
         outcome = reproduction.reproduce(
             name, out, given=folders, device=device, samples=samples, chunk=chunk, progress=progress
         )
-    _print(wide(outcome.claims), "claims")
+    print_table(wide(outcome.claims), "claims")
     if len(outcome.reproduction.protocols) > 1:
-        _print(changes(outcome.claims), "where the protocol decides")
+        print_table(changes(outcome.claims), "where the protocol decides")
     wrong = [f"{part}: {problem}" for part, results in outcome.results.items() for problem in problems(results)]
     for problem in wrong:
-        errors.print(f"[bold red]look at:[/] {_plain(problem)}")
+        errors.print(f"[bold red]look at:[/] {plain(problem)}")
     console.print(f"claims with rules and numbers: {outcome.folder}/claims.md", markup=False)
     raise typer.Exit(1 if wrong else 0)
 
@@ -165,7 +152,7 @@ def doctor(
     for each in entries:
         with bars(console) as progress:
             diagnosis = examine_entry(each, base, samples=samples, device=place, assumed=assumed, progress=progress)
-        _tell(diagnosis)
+        tell_diagnosis(diagnosis)
         found += len(diagnosis.findings)
     raise typer.Exit(1 if found else 0)
 
@@ -218,7 +205,7 @@ def applicability(
 
     with bars(console) as progress:
         frame = applicability_of(models or [], Path.cwd(), device=torch_device(device), progress=progress)
-    _print(frame, "applicability")
+    print_table(frame, "applicability")
     if out:
         out.mkdir(parents=True, exist_ok=True)
         frame.to_csv(out / "applicability.csv", index=False)
@@ -262,7 +249,7 @@ def show(
     panels.check_writable(out)
     chosen = choose(METHODS, method_entries(methods or galleries.all_methods()), "methods")
     entry, assumed = entry_of(model, data_of_images(images or [], data, base), weights, base)
-    with _warnings_told(), bars(console) as progress:
+    with warnings_told(), bars(console) as progress:
         subject = galleries.subject_to_show(
             entry, base, target=explained, samples=samples, device=place, progress=progress
         )
@@ -303,11 +290,11 @@ def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
             ]
             name = entry.usage if isinstance(entry, SourceEntry) else entry.name
             family = "" if isinstance(entry, SourceEntry) else f"{entry.family}: "
-            listing.add_row(name, _plain(" ".join(options)), _plain(f"{family}{entry.summary}"))
+            listing.add_row(name, plain(" ".join(options)), plain(f"{family}{entry.summary}"))
     elif kind == "reproductions":
         for name, load in BUILT_IN.items():
             found = load()
-            listing.add_row(name, " ".join(f"--{option} DIR" for option in found.takes), _plain(found.title))
+            listing.add_row(name, " ".join(f"--{option} DIR" for option in found.takes), plain(found.title))
     else:
         for name, path in studies().items():
             listing.add_row(name, "", path.read_text().partition("\n")[0].lstrip("# "))
@@ -325,79 +312,9 @@ def main() -> None:
     try:
         app()
     except (InputError, UnknownNameError) as error:
-        errors.print(f"[bold red]error:[/] {_plain(str(error))}")
+        errors.print(f"[bold red]error:[/] {plain(str(error))}")
         raise SystemExit(2) from None
     except SystemExit as end:
         if end.code == INTERRUPTED:
             errors.print("interrupted; finished cells are kept, run the same command again to go on")
         raise
-
-
-@contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Print the warnings of the block after it, so that they do not get into the bars."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        errors.print(f"[yellow]warning:[/] {_plain(str(warning.message))}")
-
-
-def _show(results: "Results", folder: Path) -> None:
-    from harness.words import conclusion
-
-    for name in SHOWN:
-        _print(results.table(name), name)
-    for _, failure in results.failures.iterrows():
-        errors.print(
-            f"[red]failed[/] {failure['model']} · {failure['method']} · {failure['metric']}: {_plain(failure['error'])}"
-        )
-    if results.stale:
-        errors.print(
-            f"{len(results.stale)} stale cells in {folder}: finished, but no longer named by the study; not shown"
-        )
-    console.print(f"tables and figures: {folder}/tables, {folder}/figures\n", markup=False)
-    for title, line in conclusion(results).items():
-        console.print(f"[bold]{title}[/]: {_plain(line)}", soft_wrap=True)
-
-
-def _tell(diagnosis: "Diagnosis") -> None:
-    console.print(f"\n[bold]{_plain(diagnosis.label)}[/]")
-    for name, fact in diagnosis.facts.items():
-        console.print(f"  {name}: {_plain(fact)}", soft_wrap=True)
-    if len(diagnosis.blocks):
-        _print(diagnosis.blocks.rename_axis("order").reset_index(), "blocks in execution order")
-    if diagnosis.cost:
-        cost = diagnosis.cost
-        console.print(
-            f"a batch of {cost.batch}: {cost.forward_seconds:.3g} s forward, {cost.backward_seconds:.3g} s backward, "
-            f"{cost.graph_bytes / 2**20:.3g} MiB kept for the backward pass; largest batch that fits: "
-            f"{cost.largest_batch:,} ({cost.how})\n",
-            soft_wrap=True,
-        )
-    if len(diagnosis.methods):
-        _print(diagnosis.methods, "methods")
-    for finding in diagnosis.findings:
-        console.print(f"[bold red]finding:[/] {_plain(finding.problem)}", soft_wrap=True)
-    if not diagnosis.findings:
-        console.print("no findings")
-
-
-def _print(frame: "pd.DataFrame", title: str) -> None:
-    from harness.tables import cell_text
-
-    # What is the same in every row takes a place in the title instead of a column.
-    same = {c: frame[c].iloc[0] for c in frame.columns if len(frame) > 1 and frame[c].astype(str).nunique() == 1}
-    said = ", ".join(f"{name} {text}" for name, value in same.items() if (text := cell_text(value)))
-    varying = frame.drop(columns=list(same))
-    shown = Table(title=_plain(f"{title}: {said}" if said else title), title_justify="left", title_style="bold")
-    for column in varying.columns:
-        shown.add_column(_plain(str(column)), overflow="fold")
-    for row in varying.itertuples(index=False):
-        shown.add_row(*(_plain(cell_text(value)) for value in row))
-    console.print(shown)
-
-
-def _plain(text: str) -> str:
-    # Square brackets are markup to rich and intervals to us.
-    return text.replace("[", "\\[")

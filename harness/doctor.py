@@ -15,7 +15,8 @@ from harness.applicability import applicability, applicability_table
 from harness.catalogue import MODELS
 from harness.data import Data, of_tensors
 from harness.findings import Finding, in_gradient, in_model, in_output, in_repetition, in_samples, wrapping
-from harness.models.loaded import FIRST_READABLE, RANDOM, LoadedModel, NoWeightsError, Wanted, load_model
+from harness.models.loaded import RANDOM, LoadedModel
+from harness.models.loading import FIRST_READABLE, NoWeightsError, Wanted, load_model
 from harness.places import Place
 from harness.progress import silent
 from harness.shapes import NOISE_ENDS, guess_shape, noise

@@ -17,7 +17,8 @@ from harness.data import Data, of_tensors
 from harness.digests import digest
 from harness.findings import in_model, in_output, in_repetition, in_samples, refuse
 from harness.models import ModelSource
-from harness.models.loaded import LoadedModel, Wanted, load_model
+from harness.models.loaded import LoadedModel
+from harness.models.loading import Wanted, load_model
 from harness.progress import silent
 from harness.random import Draws
 from harness.registry import split_source

@@ -15,7 +15,7 @@ from torch import nn
 import harness
 from harness import InputError
 from harness.data.images import Preprocessing
-from harness.models.loaded import NoWeightsError
+from harness.models.loading import NoWeightsError
 from harness.progress import silent
 from harness.study import StudyError, load_study
 from harness.subjects import load_entry, load_source

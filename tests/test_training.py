@@ -8,7 +8,7 @@ from test_models import NET, assert_same, assert_twins, differ, loaded, study_fo
 import harness
 from harness import InputError
 from harness.doctor import _facts
-from harness.models.loaded import NoWeightsError
+from harness.models.loading import NoWeightsError
 from harness.study import load_study
 from harness.subjects import load_entry
 from harness.training import cache_folder

@@ -19,7 +19,7 @@ from cases import SHAPES, Functional, network
 from harness import InputError
 from harness.catalogue import MODELS
 from harness.models.builtin import mlp
-from harness.models.loaded import NoWeightsError
+from harness.models.loading import NoWeightsError
 from harness.models.weights import load_weights, read_weights
 from harness.progress import silent
 from harness.study import StudyError, load_study
