@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
 
 from harness.results import Results
 from harness.series import Series, Stack, commonest
-from harness.statistics import DEFAULT, Interval, Values, mean_interval, mean_of, shares_above
+from harness.statistics import DEFAULT, Interval, Values, mean_interval, mean_of, over_draws, shares_above
 
 VIEWS: Mapping[str, Mapping[str, str]] = {
     "signed": {"measure": "spearman", "sign": "signed"},
@@ -145,7 +144,7 @@ class Evidence:
     def similarity(self, method: str, view: str, test: str = "parameter_randomization", **where: str | None) -> Reading:
         """The similarity of maps as it is, averaged over draws: what papers report."""
         name, values, lacks = self._found(method, view, test, where)
-        return Reading(name, values if lacks else _over_draws(values), lacks)
+        return Reading(name, values if lacks else over_draws(values), lacks)
 
     def left(self, method: str, view: str, test: str = "parameter_randomization", **where: str | None) -> Reading:
         """What is left of the map as the protocol reads it: see `Protocol.above_chance`.
@@ -159,9 +158,11 @@ class Evidence:
             test: the metric.
             where: labels of the rows, such as mode, stage and role, if other than those of the whole test.
         """
+        if not self.protocol.above_chance:
+            return self.similarity(method, view, test, **where)
         name, values, lacks = self._found(method, view, test, where)
-        if lacks or not self.protocol.above_chance:
-            return Reading(name, values if lacks else _over_draws(values), lacks)
+        if lacks:
+            return Reading(name, values, lacks)
         roles, place = LEVELS[test], FULL[test]
         floor = self._level(method, test, role=roles[0], **VIEWS[view], **place)
         ceiling = self._level(method, test, role=roles[1], **VIEWS[view]) if roles[1] else np.ones((len(values), 1))
@@ -210,13 +211,6 @@ class Evidence:
                 else f"random to {where['stage']}"
             )
         return ROLES.get(str(where.get("role")), WHOLE.get(test, test))
-
-
-def _over_draws(values: Values) -> Float[np.ndarray, "samples 1"]:
-    means = np.full((len(values), 1), np.nan)
-    known = ~np.isnan(values).all(1)
-    means[known, 0] = np.nanmean(values[known], 1)
-    return means
 
 
 def evidence_of(results: Results, protocols: Sequence[Protocol]) -> list[Evidence]:

@@ -232,13 +232,19 @@ def shares_above(
     a test whose floor was measured in other draws than its own, such as a stage of a cascade. NaN where the ceiling is
     not above the floor.
     """
-    known = ~np.isnan(floor).all(1)
-    each = np.full((len(floor), 1), np.nan)
-    each[known, 0] = np.nanmean(floor[known], 1)
+    each = over_draws(floor)
     above = test - each
     if np.isnan(above).all() or not mean_of(ceiling - each) > 0:
         return np.full_like(test, np.nan)
     return _linearized(above, ceiling - each)
+
+
+def over_draws(values: Values) -> Float[np.ndarray, "samples 1"]:
+    """The mean of each sample over the draws in which it is defined; NaN if it is in none."""
+    known = ~np.isnan(values).all(1)
+    each = np.full((len(values), 1), np.nan)
+    each[known, 0] = np.nanmean(values[known], 1)
+    return each
 
 
 def mean_of(values: Values) -> float:

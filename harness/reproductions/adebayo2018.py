@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 from harness.claims import Claim, Finding, above, below, every, more, near, several
-from harness.evidence import Evidence, Protocol, Reading
+from harness.evidence import TODAY, Evidence, Protocol, Reading
 from harness.reproduction import Given, Reproduction
 from harness.reproductions import cifar
 from harness.statistics import mean_of
 
-TODAY, ORIGINAL = Protocol("today"), Protocol("original", prefix="original_", above_chance=False)
+ORIGINAL = Protocol("original", prefix="original_", above_chance=False)
 
 MULTIPLIED = ("input_x_gradient", "integrated_gradients")
 LIKE_EDGES = (*MULTIPLIED, "guided_backprop", "guided_grad_cam")
@@ -38,12 +38,17 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
             "data": {"source": "mnist-5k", "samples": 100},
             "models": ["adebayo-cnn", "adebayo-mlp", "mnist-cnn"],
             "methods": [*gradients, *averages, *activation_maps],
-            "metrics": [*_randomization(draws=5, stages=0), *_twice("label_randomization"), *_edges(), "zero_fraction"],
+            "metrics": [
+                *_randomization(draws=5, stages=0),
+                *_twice("label_randomization"),
+                *_twice("edge_similarity"),
+                "zero_fraction",
+            ],
         }
     }
     photographs: dict[str, Any] = {"methods": [*gradients, *activation_maps, "sobel", "random"], "controls": False}
     if "cifar" in given:
-        metrics = [*_randomization(draws=3, stages=8), *_edges()]
+        metrics = [*_randomization(draws=3, stages=8), *_twice("edge_similarity")]
         parts["cifar"] = {**cifar.part(given["cifar"], ("resnet20", "resnet56")), **photographs, "metrics": metrics}
     if "imagenet" in given:
         folder = given["imagenet"]
@@ -55,7 +60,10 @@ def studies(given: Given) -> Mapping[str, Mapping[str, Any]]:
             "data": {**data, "select": "correct", "samples": 12},
             "models": [{"source": "torchvision:mobilenet_v2", "name": "mobilenet_v2", "weights": weights}],
             **photographs,
-            "metrics": [*_randomization(draws=3, stages=5, modes=("top_down",), full_draws=3), *_edges()],
+            "metrics": [
+                *_randomization(draws=3, stages=5, modes=("top_down",), full_draws=3),
+                *_twice("edge_similarity"),
+            ],
         }
     return parts
 
@@ -70,10 +78,6 @@ def _randomization(
         {**test, "full_draws": full_draws, "cascade_draws": draws, "measures": MEASURES},
         {**test, **as_there, **_original("parameter_randomization")},
     ]
-
-
-def _edges() -> list[dict[str, Any]]:
-    return _twice("edge_similarity")
 
 
 def _twice(metric: str) -> list[dict[str, Any]]:

@@ -96,11 +96,6 @@ def agreement(values: Scores) -> float:
     return float(taus[np.triu_indices(len(taus), 1)].mean())
 
 
-def picks(samples: int) -> np.ndarray:
-    """Which samples a bootstrap draws: the same for all that is compared."""
-    return np.random.default_rng(0).integers(0, samples, (RESAMPLED, samples))
-
-
 def gain_is_stable(evidence: Evidence, by: float) -> Finding:
     """Rankings by the gain agree better between setups than those by either order alone."""
     _, values, lacks = setups(evidence)
