@@ -191,11 +191,13 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
     )
     cell = Cell(key, block.label, block.source.model_seed, block.dataset, method.label, metric.label, index)
     code = code_hash(explainer.method.function, metric.entry.function)
-    return Task(cell, metric.entry, options, lacking(block, explainer, metric.entry.needs), code)
+    # A fill that nobody named, and that cannot be had, is no fault of the study.
+    lacks = block.space.refusal(options["fill"], "fill") if "fill" in options else ""
+    return Task(cell, metric.entry, options, lacks or lacking(block, explainer, metric.entry.needs), code)
 
 
 def _named(chosen: Chosen, space: InputSpace) -> dict[str, Any]:
-    """The options, with fills and baselines that were not named taken from the input space.
+    """The options, with fills and baselines that were not named: the entry's own, else those of the input space.
 
     Raises:
         InputError: a named one cannot be had there.
@@ -203,8 +205,9 @@ def _named(chosen: Chosen, space: InputSpace) -> dict[str, Any]:
     options = dict(chosen.options)
     for name in FILLED_BY_NAME:
         if name in chosen.entry.options:
-            options.setdefault(name, space.default_fill)
-            reason = space.refusal(options[name])
-            if reason:
+            own = chosen.entry.options[name].default
+            options.setdefault(name, space.default_fill if own is inspect.Parameter.empty else own)
+            reason = space.refusal(options[name], name)
+            if reason and name in chosen.options:
                 raise InputError(f"{chosen.label}: {name}: {reason}")
     return options

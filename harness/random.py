@@ -84,7 +84,7 @@ class Draws:
         words = [key_of("sample", sample) for sample in ids]
         return cls(key_of(*parts), torch.tensor(words, dtype=torch.int64, device=device).reshape(-1, 2))
 
-    def __getitem__(self, index: slice) -> "Draws":
+    def __getitem__(self, index: slice | Int[Tensor, " m"]) -> "Draws":
         return Draws(self.key, self.samples[index])
 
     def bits(self, *shape: int, draw: int = 0) -> Int[Tensor, "n ..."]:

@@ -24,6 +24,12 @@ LEVELS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 
 NEEDS_BOX = (*LEVELS, "mean", "noise")
 KNOWN_FILLS = (*NEEDS_BOX, "zero", "blur")
+IMPUTATIONS = ("noisy_linear", "inpaint")
+"""Fills that are guessed from what is left, so that a metric can name them and a baseline cannot."""
+
+KNOWN = {"fill": (*KNOWN_FILLS, *IMPUTATIONS), "baseline": KNOWN_FILLS}
+"""The names that an option knows."""
+
 SPATIAL_AXES = {"image": 2, "signal": 1, "table": 0}
 BLUR_FRACTION = 0.1
 
@@ -125,6 +131,14 @@ class InputSpace:
         low, high = ((self._per_channel(end, x) - mean) / std for end in (self.low, self.high))
         return low, high
 
+    def scale(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        """The width of the valid range in the units of the model's input; where none is declared, of each sample's."""
+        if self.mean is not None:
+            low, high = self.bounds(x)
+            return (high - low).expand_as(x)
+        flat = x.flatten(1)
+        return (flat.amax(1) - flat.amin(1)).view(-1, *(1,) * (x.ndim - 1)).expand_as(x)
+
     @property
     def default_fill(self) -> str:
         """The fill and baseline that is taken where none is named."""
@@ -135,17 +149,18 @@ class InputSpace:
         """The names that `fill` knows here."""
         return tuple(name for name in KNOWN_FILLS if not self.refusal(name))
 
-    def refusal(self, name: str) -> str:
-        """Why a fill cannot be had here; empty if it can."""
-        if name not in KNOWN_FILLS:
-            return f"unknown fill {name!r}; {nearest(name, KNOWN_FILLS)}"
+    def refusal(self, name: str, option: Literal["fill", "baseline"] = "baseline") -> str:
+        """Why an option of this kind cannot have a fill here; empty if it can."""
+        if name not in KNOWN[option]:
+            known = f"known: {', '.join(KNOWN[option])}"
+            return f"unknown fill {name!r}; {known if name in IMPUTATIONS else nearest(name, KNOWN[option])}"
         if name in NEEDS_BOX and self.mean is None:
             return (
                 f"fill {name!r} needs the pixel space, and none is declared: pass "
                 "space=InputSpace(kind, mean=..., std=...), or use one of: zero, blur"
             )
-        if name == "blur" and self.kind == "table":
-            return "fill 'blur' needs neighbours, and a table has none: use one of: mean, zero"
+        if name in ("blur", *IMPUTATIONS) and self.kind == "table":
+            return f"fill {name!r} needs neighbours, and a table has none: use one of: mean, zero"
         return ""
 
     def fill(self, name: str, x: Float[Tensor, "n *shape"], draws: Draws, draw: int = 0) -> Float[Tensor, "n *shape"]:

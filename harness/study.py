@@ -27,7 +27,7 @@ from harness.registry import (
     nearest,
     split_source,
 )
-from harness.space import KNOWN_FILLS
+from harness.space import KNOWN
 from harness.types import InputError
 
 STUDIES = Path(__file__).parent / "studies"
@@ -330,9 +330,9 @@ def _choose(
             except OptionError as error:
                 raise place.error((*path, error.option), str(error)) from None
             for option in FILLED_BY_NAME:
-                fill = chosen[-1].options.get(option, KNOWN_FILLS[0])
-                if fill not in KNOWN_FILLS:
-                    raise place.error((*path, option), f"unknown fill {fill!r}; {nearest(fill, KNOWN_FILLS)}")
+                fill = chosen[-1].options.get(option, KNOWN[option][0])
+                if fill not in KNOWN[option]:
+                    raise place.error((*path, option), f"unknown fill {fill!r}; {nearest(fill, KNOWN[option])}")
     _no_label_twice([entry.label for entry in chosen], kind, place)
     return chosen
 

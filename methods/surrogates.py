@@ -7,10 +7,8 @@ spread evenly over its positions, so that the sum of the map over a region is wh
 from itertools import product
 from math import comb
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from harness.methods.perturbed import mixed, target_logits
@@ -19,9 +17,7 @@ from harness.registry import method
 from harness.remarks import remark
 from harness.space import InputSpace
 from harness.types import Count
-
-COMPACTNESS = {3: 10.0}
-"""Of SLIC, by the number of channels: colours are compared in CIELAB, which goes to 100, others as they are."""
+from harness.units import superpixels, unit_sizes
 
 
 @method(family="perturbation", cite="ribeiro2016should", stochastic=True)
@@ -58,11 +54,10 @@ def lime(
         width: w.
         penalty: $\lambda$; the constant $\phi_0$ is not penalised.
     """
-    labels = units_of(x, space, units)
-    count = int(labels.max()) + 1
-    exists = _exists(labels, count)
+    labels = superpixels(x, space, units)
+    exists = (unit_sizes(labels.flatten(1)) > 0).double()
     # By unit first, so that a sample's numbers do not depend on how many units others have.
-    kept = (draws.bits(count, samples) & 1).transpose(1, 2).double() * exists[:, None]
+    kept = (draws.bits(exists.shape[1], samples) & 1).transpose(1, 2).double() * exists[:, None]
     kept[:, 0] = exists
     values = _values(model, x, target, baseline, labels, kept, chunk)
     cosine = (kept.sum(2) / exists.sum(1, keepdim=True)).sqrt()
@@ -103,34 +98,14 @@ def kernel_shap(
         samples: the largest number of subsets, the empty and the full one not counted; at least a pair is drawn.
         units: about how many superpixels or pieces; features of a table are units by themselves.
     """
-    labels = units_of(x, space, units)
-    count = int(labels.max()) + 1
-    exists = _exists(labels, count)
+    labels = superpixels(x, space, units)
+    exists = (unit_sizes(labels.flatten(1)) > 0).double()
     subsets, weights = _subsets(exists, draws, samples)
     ends = torch.stack([torch.zeros_like(exists), exists], 1)
     values = _values(model, x, target, baseline, labels, torch.cat([ends, subsets], 1), chunk)
     empty, full = values[:, :1], values[:, 1]
     coefficients = _constrained(subsets, values[:, 2:] - empty, weights, exists, full - empty[:, 0])
     return _spread(coefficients, labels, x)
-
-
-def units_of(x: Float[Tensor, "n *shape"], space: InputSpace, units: int) -> Int[Tensor, "n ..."]:
-    """The unit of each position, 0 to about `units` - 1: superpixels, pieces of one length, or features."""
-    axes = x.shape[2:] or x.shape[1:]
-    if len(axes) == 1:
-        count = min(units, axes[0]) if x.ndim > 2 else axes[0]
-        return (torch.arange(axes[0], device=x.device) * count // axes[0]).expand(len(x), -1)
-    pixels = space.within_box(x).clamp(0, 1).movedim(1, -1).double().cpu().numpy()
-    labels = [
-        slic(picture, min(units, axes[0] * axes[1]), COMPACTNESS.get(x.shape[1], 0.1), start_label=0, channel_axis=-1)
-        for picture in pixels
-    ]
-    return torch.from_numpy(np.stack(labels)).to(x.device)
-
-
-def _exists(labels: Int[Tensor, "n ..."], count: int) -> Float[Tensor, "n units"]:
-    """One for each unit that a sample has; not all have the same number."""
-    return nn.functional.one_hot(labels.flatten(1), count).amax(1).double()
 
 
 def _values(
@@ -243,6 +218,5 @@ def _spread(
     coefficients: Float[Tensor, "n units"], labels: Int[Tensor, "n ..."], x: Float[Tensor, "n *shape"]
 ) -> Float[Tensor, "n ..."]:
     flat = labels.flatten(1)
-    sizes = torch.zeros_like(coefficients).scatter_add_(1, flat, torch.ones_like(flat, dtype=coefficients.dtype))
-    values = (coefficients / sizes.clamp(min=1)).gather(1, flat).unflatten(1, labels.shape[1:]).to(x.dtype)
+    values = (coefficients / unit_sizes(flat).clamp(min=1)).gather(1, flat).unflatten(1, labels.shape[1:]).to(x.dtype)
     return values[:, None] if x.ndim > 2 else values

@@ -64,7 +64,9 @@ def test_a_slow_literal_twin_agrees_on_a_network():
                 logits = model(image[None])[0].detach()
                 curve.append(float(logits.softmax(0)[target[sample]]))
                 got = frame[
-                    (frame["mode"] == mode) & (frame["sample"] == f"s{sample}") & (frame["step"] == step / steps)
+                    (frame["mode"] == mode)
+                    & (frame["sample"] == f"s{sample}")
+                    & (frame["step"] == round(step / steps * size) / size)
                 ]
                 got = got.set_index("measure")["value"]
                 assert got["probability"] == pytest.approx(curve[-1], abs=1e-10)

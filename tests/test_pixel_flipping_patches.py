@@ -1,6 +1,5 @@
 """Pixel flipping in square patches and the area of its curves: a slow literal twin on linear models."""
 
-import itertools
 import math
 
 import numpy as np
@@ -28,19 +27,20 @@ def positions_by_patch(axes, side):
 
 
 def literal_curve(weight, x, target, relevance, sign, patch, steps):
-    """Logit and probability of one sample after each step, replaced by white."""
+    """The fractions removed, and logit and probability of one sample there; what is removed is white."""
     patches = positions_by_patch(relevance.shape, patch)
     patches.sort(key=lambda places: sign * np.mean([relevance[place] for place in places]))
     logits, probabilities = [], []
-    for step in range(steps + 1):
+    counts = sorted({round(step / steps * len(patches)) for step in range(steps + 1)})
+    for count in counts:
         image = x.copy()
-        for places in patches[: round(step / steps * len(patches))]:
+        for places in patches[:count]:
             for place in places:
                 image[(slice(None), *place)] = 1.0
         output = weight @ image.ravel()
         logits.append(output[target])
         probabilities.append(math.exp(output[target]) / sum(math.exp(value) for value in output))
-    return logits, probabilities
+    return [count / len(patches) for count in counts], logits, probabilities
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def test_a_slow_literal_twin_agrees_on_a_linear_model(shape, patch, steps):
         areas = {}
         for mode, sign in (("most_first", -1), ("least_first", 1)):
             relevance, x = maps[sample].sum(0).numpy(), case.x[sample].numpy()
-            curves = literal_curve(weight.numpy(), x, sample % 2, relevance, sign, patch, steps)
+            removed, *curves = literal_curve(weight.numpy(), x, sample % 2, relevance, sign, patch, steps)
             for measure, curve in zip(("logit", "probability"), curves, strict=True):
                 found = values(frame, measure, mode=mode, sample=f"s{sample}")
                 assert found.tolist() == pytest.approx(curve, abs=1e-12)
-                areas[mode, measure] = sum(a + b for a, b in itertools.pairwise(curve)) / 2 / steps
+                areas[mode, measure] = np.trapezoid(curve, removed)
             area = values(frame, "area", mode=mode, sample=f"s{sample}")
             assert area.tolist() == pytest.approx([areas[mode, "probability"]], abs=1e-12)
         for measure, name in (("probability", ""), ("logit", "_logit")):
@@ -100,9 +100,11 @@ def test_an_area_is_that_under_the_recorded_curve_and_their_difference_the_gain(
     frame = rows(case_of(model, x, target, "gradient"), "pixel_flipping", fill="blur", steps=6, patch=patch)
     areas = {}
     for mode in ("most_first", "least_first", "random"):
-        curve = values(frame, "probability", mode=mode).view(7, len(x))
+        points = frame[(frame["measure"] == "probability") & (frame["mode"] == mode)]
+        curve = torch.tensor(points["value"].to_numpy()).view(-1, len(x))
+        removed = torch.tensor(points["step"].unique())
         areas[mode] = values(frame, "area", mode=mode)
-        torch.testing.assert_close(areas[mode], torch.trapezoid(curve, dx=1 / 6, dim=0), rtol=0, atol=1e-14)
+        torch.testing.assert_close(areas[mode], torch.trapezoid(curve, removed, dim=0), rtol=0, atol=1e-14)
     gain = areas["least_first"] - areas["most_first"]
     torch.testing.assert_close(values(frame, "symmetric_relevance_gain"), gain, rtol=0, atol=1e-14)
     assert (gain != 0).all()

@@ -15,9 +15,10 @@ from torch import nn
 
 from cases import Linear, network, relu_mlp
 from closed_forms import draws_for, explained, normal
-from harness.methods.surrogates import _drawn, kernel_shap, lime, units_of
+from harness.methods.surrogates import _drawn, kernel_shap, lime
 from harness.remarks import listening
 from harness.space import InputSpace
+from harness.units import superpixels
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 SPACES = {ndim: InputSpace(kind, mean=(0.0,), std=(1.0,)) for ndim, kind in ((2, "table"), (3, "signal"), (4, "image"))}
@@ -54,7 +55,7 @@ def shapley_values(value, players):
 
 def shapley_map(model, x, target, baseline, units):
     """Shapley values of units, spread evenly over their positions, one sample after the other."""
-    maps, labels = [], units_of(x, SPACES[x.ndim], units)
+    maps, labels = [], superpixels(x, SPACES[x.ndim], units)
     for n in range(len(x)):
         players, known = labels[n].unique().tolist(), {}
 
@@ -88,7 +89,7 @@ def test_kernel_shap_gives_shapley_values_of_units(name, units):
     model, _, target = network(name, torch.float64, n=4)
     x = normal(4, 2, 24) if name == "signal" else pictures()
     if units == 7:
-        assert len({int(each.max()) for each in units_of(x, SPACES[4], units)}) > 1
+        assert len({int(each.max()) for each in superpixels(x, SPACES[4], units)}) > 1
     maps = kernel_shap(model, x, target, baseline=x.flip(0), **given(x, units=units))
     torch.testing.assert_close(maps, shapley_map(model, x, target, x.flip(0), units), **CLOSE)
 
@@ -190,7 +191,7 @@ def attributed(method, x, target, baseline, labels, **options):
 def test_kernel_shap_agrees_with_the_shapley_values_of_captum(name, units):
     model, _, target = network(name, torch.float64, n=3)
     x = normal(3, 2, 24) if name == "signal" else pictures(3)
-    labels = units_of(x, SPACES[x.ndim], units)
+    labels = superpixels(x, SPACES[x.ndim], units)
     maps = kernel_shap(model, x, target, baseline=x.flip(0), **given(x, units=units))
     expected = attributed(captum.attr.ShapleyValues(model), x, target, x.flip(0), labels)
     torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-7)  # It adds up in float32.
@@ -200,7 +201,7 @@ def test_kernel_shap_agrees_with_that_of_captum():
     """Within its noise: captum draws subsets also where there are few, and its constraint is a large weight."""
     model, _, target = network("functional", torch.float64, n=2)
     x = pictures(2)
-    labels = units_of(x, SPACES[4], 5)
+    labels = superpixels(x, SPACES[4], 5)
     maps = kernel_shap(model, x, target, baseline=x.flip(0), **given(x, units=5))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -237,7 +238,7 @@ def by_scikit_learn(model, x, target, baseline, labels, kept, width, penalty):
 def test_lime_equals_ridge_regression_of_scikit_learn(name, units, width, penalty):
     model, x, target = network(name, torch.float64, n=4)
     x = pictures() if x.ndim == 4 else x
-    labels, baseline = units_of(x, SPACES[x.ndim], units), 0.4 * x.flip(0)
+    labels, baseline = superpixels(x, SPACES[x.ndim], units), 0.4 * x.flip(0)
     kept = (draws_for(x, "lime").bits(int(labels.max()) + 1, 150) & 1).transpose(1, 2)
     expected, scores = by_scikit_learn(model, x, target, baseline, labels, kept, width, penalty)
     options = {"baseline": baseline, "samples": 150, "units": units, "width": width, "penalty": penalty}
@@ -274,7 +275,7 @@ def test_lime_of_a_constant_model_is_zero_and_its_fit_undefined(level):
 def test_lime_without_a_penalty_takes_samples_with_different_numbers_of_units():
     model, x, target = network("functional", torch.float64, n=4)[0], pictures(), torch.arange(4)
     together = {"baseline": torch.zeros_like(x), "units": 20, "samples": 300}
-    assert len({int(each.max()) for each in units_of(x, SPACES[4], 20)}) > 1
+    assert len({int(each.max()) for each in superpixels(x, SPACES[4], 20)}) > 1
     small = lime(model, x, target, penalty=1e-10, **together, **given(x))
     maps = lime(model, x, target, penalty=0.0, **together, **given(x))
     torch.testing.assert_close(maps, small, rtol=1e-5, atol=1e-7)
@@ -284,7 +285,7 @@ def test_lime_without_a_penalty_takes_samples_with_different_numbers_of_units():
 def test_a_sample_does_not_depend_on_the_units_of_others(method):
     model, x, target = network("functional", torch.float64, n=4)[0], pictures(), torch.arange(4)
     options = {"units": 20, "samples": 80, "space": SPACES[4]}
-    assert len({int(each.max()) for each in units_of(x, SPACES[4], 20)}) > 1
+    assert len({int(each.max()) for each in superpixels(x, SPACES[4], 20)}) > 1
     draws, maps = draws_for(x), method(model, x, target, baseline=x.flip(0), draws=draws_for(x), **options)
     for n in range(4):
         row = slice(n, n + 1)
@@ -294,7 +295,7 @@ def test_a_sample_does_not_depend_on_the_units_of_others(method):
 
 @pytest.mark.parametrize("units", [1, 5, 7, 24, 50])
 def test_pieces_of_a_signal_are_of_one_length(units):
-    labels = units_of(normal(2, 3, 24), SPACES[3], units)
+    labels = superpixels(normal(2, 3, 24), SPACES[3], units)
     sizes = np.bincount(labels[0].numpy())
     assert len(sizes) == min(units, 24)
     assert sizes.max() - sizes.min() <= 1
@@ -308,7 +309,7 @@ def test_superpixels_are_connected_and_about_as_many_as_asked(channels):
     x[:, :, :, 11:] = 1 - x[:, :, :, 11:].round()
     x[:, :, :, :11] = 0.2 * x[:, :, :, :11]
     for units in (4, 12, 40):
-        for labels in units_of(x, SPACES[4], units).numpy():
+        for labels in superpixels(x, SPACES[4], units).numpy():
             assert set(np.unique(labels)) == set(range(labels.max() + 1))
             assert labels.max() + 1 <= 1.5 * units
             assert all(skimage.measure.label(labels == each, connectivity=1).max() == 1 for each in np.unique(labels))

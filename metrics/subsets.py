@@ -1,0 +1,54 @@
+"""What the output loses without some units of the input: single ones, or random subsets that all methods share."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from harness.metrics.perturbation import Outputs, Removing
+
+
+def drops_of(removing: Removing, left: Outputs) -> Outputs:
+    """What each version loses of what the untouched sample has."""
+    return {name: removing.untouched()[name][:, None] - values for name, values in left.items()}
+
+
+def single_drops(removing: Removing) -> Outputs:
+    """What is lost without each unit, the others in their place; computed once for all methods."""
+    count = removing.sizes.shape[1]
+    number = torch.arange(count, device=removing.sizes.device)
+
+    def alone() -> Outputs:
+        return removing.outputs(count, lambda _, version: number == version[:, None])
+
+    return drops_of(removing, removing.once("each unit alone", alone))
+
+
+def subset_ranks(removing: Removing, subsets: int) -> Int[Tensor, "n subsets units"]:
+    """Random orders of the units of each sample; the first k of each are a random subset of size k, for every k."""
+    known = removing.case.shared_here("subsets")
+    key = (removing.removal.patch, removing.removal.superpixels, subsets)
+    if key not in known:
+        exists = removing.sizes > 0
+        # By unit first, so that the numbers of a sample do not depend on how many units others have.
+        bits = removing.case.draws("perturbation", "subsets").bits(exists.shape[1], subsets).transpose(1, 2)
+        bits = bits.masked_fill(~exists[:, None], 2**32)
+        # The largest thing that is kept, so in the smallest type that holds it.
+        known[key] = bits.argsort(2).argsort(2).to(torch.int16 if exists.shape[1] < 2**15 else torch.int32)
+    ranks: Tensor = known[key]
+    return ranks
+
+
+def subset_drops(
+    removing: Removing, ranks: Int[Tensor, "n subsets units"], size: Int[Tensor, " n"], key: object
+) -> Outputs:
+    """What is lost without the first `size` units of each order; computed once for all methods."""
+
+    def without() -> Outputs:
+        return removing.outputs(ranks.shape[1], lambda rows, version: ranks[rows, version] < size[rows, None])
+
+    return drops_of(removing, removing.once(("subsets", ranks.shape[1], key), without))
+
+
+def subset_sums(sums: Float[Tensor, "n units"], chosen: Bool[Tensor, "n subsets units"]) -> Float[Tensor, "n subsets"]:
+    """The sum of the map over each subset."""
+    return torch.einsum("nku,nu->nk", chosen.double(), sums.double())
