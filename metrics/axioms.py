@@ -20,7 +20,7 @@ CHECKERS = 4
 
 
 class Blind(nn.Module):
-    """A network that does not see where the mask is zero: $g(x) = f(m \\odot x)$."""
+    r"""A network that does not see where the mask is zero: $g(x) = f(m \odot x)$."""
 
     def __init__(self, model: nn.Module, mask: Float[Tensor, "..."]) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ def dummy(case: Case) -> Iterator[Score]:
     r"""Dummy, or sensitivity (b) (`sundararajan2017axiomatic`): what the network cannot see gets no relevance.
 
     The network is made blind to every other square of the sample, $g(x) = f(m \odot x)$, and explained.
-    `mass_on_dummies` is $\sum_{m_i = 0} |a_i| / \sum |a_i|$, in [0, 1]: 0 is exact, the share of the squares is what a map has
-    that does not know (`share_of_dummies`). Maps that are upsampled from a layer are not 0.
+    `mass_on_dummies` is $\sum_{m_i = 0} |a_i| / \sum |a_i|$, in [0, 1]: 0 is exact, the share of the squares is what
+    a map has that does not know (`share_of_dummies`). Maps that are upsampled from a layer are not 0.
 
     Args:
         case: what to test.
@@ -87,9 +87,9 @@ def symmetry(case: Case) -> Iterator[Score]:
     r"""Symmetry (`sundararajan2017axiomatic`): inputs that the network treats alike, and that are alike, get the same.
 
     The network is made symmetric, $g(x) = f(x) + f(x')$ with $x'$ mirrored along the last axis, and explained on the
-    symmetric sample $(x + x') / 2$. `asymmetry` is $|a - a'| / 2 |a|$ in the Euclidean norm, in [0, 1]: 0 is exact, 1 an
-    antisymmetric map, $\sqrt{1/2}$ in expectation what an unrelated map has. Not applicable where a method needs one layer
-    that everything passes through.
+    symmetric sample $(x + x') / 2$. `asymmetry` is $|a - a'| / 2 |a|$ in the Euclidean norm, in [0, 1]: 0 is exact, 1
+    an antisymmetric map, $\sqrt{1/2}$ in expectation what an unrelated map has. Not applicable where a method needs
+    one layer that everything passes through.
 
     Args:
         case: what to test.
@@ -104,9 +104,9 @@ def symmetry(case: Case) -> Iterator[Score]:
 def linearity(case: Case) -> Iterator[Score]:
     r"""Linearity (`sundararajan2017axiomatic`): the map of a sum of two networks is the sum of their maps.
 
-    The second one is a randomly initialized network $g$ of the same architecture. `nonlinearity` is
-    $|A(f + g) - A(f) - A(g)| / (|A(f)| + |A(g)|)$ in the Euclidean norm: 0 is exact. A stochastic method has the same noise in
-    all three. Not applicable where a method needs one layer that everything passes through.
+    The second one is a randomly initialized network $g$ of the same architecture. `nonlinearity` is $|A(f + g) - A(f)
+    - A(g)| / (|A(f)| + |A(g)|)$ in the Euclidean norm: 0 is exact. A stochastic method has the same noise in all
+    three. Not applicable where a method needs one layer that everything passes through.
 
     Args:
         case: what to test.
@@ -120,11 +120,12 @@ def linearity(case: Case) -> Iterator[Score]:
 
 @metric(family="axioms", direction="lower", headline="unnoticed")
 def sensitivity(case: Case, *, fill: str, units: Count = 4, patch: NonNegative = 0) -> Iterator[Score]:
-    r"""Sensitivity (a) (`sundararajan2017axiomatic`): if one input alone differs and the output does, it gets relevance.
+    r"""Sensitivity (a) (`sundararajan2017axiomatic`): one input that alone changes the output gets relevance.
 
-    Everything but one random unit of the sample is replaced by the baseline $b$ (the method's own where it has one), and
-    the result is explained. `unnoticed` is the share of such units, of those that change the logit, on which the map is zero
-    everywhere, in [0, 1]: 0 is exact. The gradient misses what saturates. Undefined where no unit changes the output.
+    Everything but one random unit of the sample is replaced by the baseline $b$ (the method's own where it has one),
+    and the result is explained. `unnoticed` is the share of such units, of those that change the logit, on which the
+    map is zero everywhere, in [0, 1]: 0 is exact. The gradient misses what saturates. Undefined where no unit changes
+    the output.
 
     Args:
         case: what to test.

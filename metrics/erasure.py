@@ -35,9 +35,9 @@ def comprehensiveness(case: Case, *, fill: str, fractions: Fractions = BINS, pat
 def sufficiency(case: Case, *, fill: str, fractions: Fractions = BINS, patch: Count = 1) -> Iterator[Score]:
     r"""Sufficiency (`deyoung2020eraser`): mean over $k$ of $p_t(x) - p_t(top_k)$, all but the most relevant removed.
 
-    At each fraction (step: of what is removed), and `sufficiency`, their mean, in [-1, 1], for keeping the most relevant
-    (mode `least_first`: what goes first) and for keeping random units (mode `random`); `sufficiency_below_random` is the
-    difference, 0 in expectation for a random map.
+    At each fraction (step: of what is removed), and `sufficiency`, their mean, in [-1, 1], for keeping the most
+    relevant (mode `least_first`: what goes first) and for keeping random units (mode `random`);
+    `sufficiency_below_random` is the difference, 0 in expectation for a random map.
 
     Args:
         case: what to test.

@@ -22,7 +22,7 @@ CORRELATIONS = {"pearson": pearson, "spearman": spearman}
 def faithfulness_correlation(
     case: Case, *, fill: str, fraction: float = 0.2, subsets: Count = 100, patch: NonNegative = 0
 ) -> Iterator[Score]:
-    r"""Faithfulness correlation (`bhatt2020evaluating`): of $\sum_{i \in S} a_i$ and $f_t(x) - f_t(x_{S \leftarrow fill})$.
+    r"""Faithfulness correlation (`bhatt2020evaluating`): $\sum_{i \in S} a_i$ and $f_t(x) - f_t(x_{S \leftarrow b})$.
 
     Over random subsets $S$ of one size, drawn anew for each sample and the same for all methods. Yields `pearson` and
     `spearman`, 1 for exact attributions of a linear model, 0 in expectation for a random map. One size is one point of
@@ -46,10 +46,10 @@ def sensitivity_n(
     r"""Sensitivity-n (`ancona2018towards`): correlation over subsets of $n$ units, for $n$ from 1 to 80 % of them.
 
     A map has the property for $n$ if $\sum_{i \in S} a_i = f_t(x) - f_t(x_{S \leftarrow fill})$ for every $S$ with
-    $|S| = n$; how nearly it has is `pearson` (and `spearman`) over random subsets, step the fraction removed, at sizes that
-    grow by an equal factor. `mean_pearson` is the mean over sizes: 1 for exact attributions of a linear model, 0 in
-    expectation for a random map. Methods differ in where they are good: occlusion at small $n$, gradients that saturate
-    nowhere. Undefined where the map, or what subsets cost, does not differ between subsets.
+    $|S| = n$; how nearly it has is `pearson` (and `spearman`) over random subsets, step the fraction removed, at
+    sizes that grow by an equal factor. `mean_pearson` is the mean over sizes: 1 for exact attributions of a linear
+    model, 0 in expectation for a random map. Methods differ in where they are good: occlusion at small $n$, gradients
+    that saturate nowhere. Undefined where the map, or what subsets cost, does not differ between subsets.
 
     Args:
         case: what to test.

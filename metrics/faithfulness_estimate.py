@@ -20,9 +20,9 @@ def faithfulness_estimate(case: Case, *, fill: str, groups: Count = 32, patch: N
     r"""Faithfulness estimate (`alvarezmelis2018towards`): correlation of relevance and probability drop.
 
     Units are taken in the order of the map, in groups of the same number; each group is removed from the untouched
-    sample, the others stay. Yields `pearson` and `spearman` over groups of $\sum_{i \in G} a_i$ and
-    $p_t(x) - p_t(x_{G \leftarrow fill})$, and `pearson_logit` of the drop of the logit, which is 1 for exact attributions
-    of a linear model. 0 in expectation for a random map.
+    sample, the others stay. Yields `pearson` and `spearman` over groups of $\sum_{i \in G} a_i$ and $p_t(x) -
+    p_t(x_{G \leftarrow fill})$, and `pearson_logit` of the drop of the logit, which is 1 for exact attributions of a
+    linear model. 0 in expectation for a random map.
 
     Args:
         case: what to test.

@@ -29,15 +29,15 @@ def infidelity(
 ) -> Iterator[Score]:
     r"""Infidelity (`yeh2019infidelity`): $E_I (I^\top a - \Delta)^2$ with $\Delta = f_t(x) - f_t(x - I)$.
 
-    `squares`: a random square of the sample is replaced by `fill` (a stretch of a signal, a random half of the features of
-    a table), and the map says the sum of $a$ over it in place of $I^\top a$, because its values are contributions
-    (captum: `multiply_by_inputs`). `squares_of_gradients`: the same for maps that are gradients, $I^\top a$. `gaussian`:
-    normal noise, which has a meaning for gradients only.
+    `squares`: a random square of the sample is replaced by `fill` (a stretch of a signal, a random half of the
+    features of a table), and the map says the sum of $a$ over it in place of $I^\top a$, because its values are
+    contributions (captum: `multiply_by_inputs`). `squares_of_gradients`: the same for maps that are gradients,
+    $I^\top a$. `gaussian`: normal noise, which has a meaning for gradients only.
 
-    The scale of a map enters quadratically, so methods are compared after the best one, $\beta = E (I^\top a) \Delta /
-    E (I^\top a)^2$: `scaled_infidelity`, and as a share of $E \Delta^2$, `relative_infidelity`, in [0, 1], 0 for exact
-    attributions of a linear model. `infidelity` is the raw one, `best_scale` is $\beta$, for which a negative value says
-    that the map points the wrong way. Perturbations are the same for all methods.
+    The scale of a map enters quadratically, so methods are compared after the best one, $\beta = E (I^\top a) \Delta
+    / E (I^\top a)^2$: `scaled_infidelity`, and as a share of $E \Delta^2$, `relative_infidelity`, in [0, 1], 0 for
+    exact attributions of a linear model. `infidelity` is the raw one, `best_scale` is $\beta$, for which a negative
+    value says that the map points the wrong way. Perturbations are the same for all methods.
 
     Args:
         case: what to test.

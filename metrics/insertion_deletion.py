@@ -16,7 +16,8 @@ def deletion(
     r"""Deletion (`petsiuk2018rise`): area under the probability while the most relevant units are removed first.
 
     `area`, mode `most_first`, in [0, 1], by the trapezoidal rule over the fraction removed; that of a random order
-    beside it (mode `random`), and `area_below_random`, how far it lies below, which is 0 in expectation for a random map.
+    beside it (mode `random`), and `area_below_random`, how far it lies below, which is 0 in expectation for a random
+    map.
 
     Low for maps that find adversarial pixels, too: compare units and fills. The source took 224 pixels a step.
 
@@ -41,11 +42,11 @@ def insertion(
     r"""Insertion (`petsiuk2018rise`): area under the probability while the most relevant units are inserted first.
 
     Inserting the most relevant into the fill passes through the same inputs as removing the least relevant from the
-    sample: `area`, mode `least_first`, in [0, 1], that of a random order, and `area_above_random`, 0 in expectation for a
-    random map. Steps are fractions removed, as everywhere.
+    sample: `area`, mode `least_first`, in [0, 1], that of a random order, and `area_above_random`, 0 in expectation
+    for a random map. Steps are fractions removed, as everywhere.
 
-    High for blobs that cover the object, whatever decides. The source blurs with a standard deviation of 5 of 224 pixels,
-    this a tenth of the longest side.
+    High for blobs that cover the object, whatever decides. The source blurs with a standard deviation of 5 of 224
+    pixels, this a tenth of the longest side.
 
     Args:
         case: what to test.

@@ -22,8 +22,8 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     r"""Monotonicity (`arya2019one`): does the output never fall while units are inserted in increasing $|a_i|$?
 
     From the fill to the sample, by the mean absolute relevance over units. `monotonic` is 1 if the logit never falls
-    from one step to the next, else 0, as in the source, and says little beyond some tens of steps; `rising_share` is the
-    share of the steps in which it does not fall, in [0, 1], and that of the random order stands beside it (mode
+    from one step to the next, else 0, as in the source, and says little beyond some tens of steps; `rising_share` is
+    the share of the steps in which it does not fall, in [0, 1], and that of the random order stands beside it (mode
     `random`); `rising_beyond_random` is the difference, 0 in expectation for a random map. What falls by no more than
     rounding does not fall.
 
@@ -58,11 +58,11 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
 def monotonicity_correlation(
     case: Case, *, fill: str = "noise", imputations: Count = 10, patch: NonNegative = 0
 ) -> Iterator[Score]:
-    r"""Monotonicity by correlation (`nguyen2020quantitative`): Spearman of $|a_i|$ and $E (f_t(x) - f_t(x_{i \sim U}))^2$.
+    r"""Monotonicity by correlation (`nguyen2020quantitative`): $|a_i|$ and $E (f_t(x) - f_t(x_{i \sim U}))^2$.
 
-    Over units, with the mean over draws of a uniform value for the whole unit's positions; the source divides by
-    $f_t(x)^2$, which changes no order. 1 if the map ranks units by how much they matter, either way; 0 in expectation
-    for a random map. Blind to signs by design.
+    Spearman over units, with the mean over draws of a uniform value for the whole unit's positions; the source
+    divides by $f_t(x)^2$, which changes no order. 1 if the map ranks units by how much they matter, either way; 0 in
+    expectation for a random map. Blind to signs by design.
 
     Args:
         case: what to test.

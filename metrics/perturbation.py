@@ -76,7 +76,7 @@ def outputs_of(
 
 
 def batches(case: Case, versions: int) -> Iterator[tuple[Int[Tensor, " m"], Int[Tensor, " m"]]]:
-    """Which samples go through the model at once, and which version of each: all samples of a version, then the next."""
+    """Which samples go through the model at once, and which version of each: one version of all, then the next."""
     size = len(case.x)
     for start in range(0, versions * size, case.chunk):
         index = torch.arange(start, min(start + case.chunk, versions * size), device=case.x.device)

@@ -23,9 +23,10 @@ def road(
 ) -> Iterator[Score]:
     r"""ROAD (`rong2022consistent`): accuracy after the most, or least, relevant pixels were imputed from the rest.
 
-    `correct` at each fraction for the most relevant, least relevant and random pixels first; a pixel is removed with all
-    its channels. `accuracy_gap` is the mean over the fractions of `correct`, least relevant first, less that of most
-    relevant first, in [-1, 1], and `confidence_gap` the same of the probability: 0 in expectation for a random map.
+    `correct` at each fraction for the most relevant, least relevant and random pixels first; a pixel is removed with
+    all its channels. `accuracy_gap` is the mean over the fractions of `correct`, least relevant first, less that of
+    most relevant first, in [-1, 1], and `confidence_gap` the same of the probability: 0 in expectation for a random
+    map.
 
     Accuracy is agreement with the class that is explained. Missing pixels solve a linear system together, to which
     normal noise of 1 % of the valid range is added, so that the shape of what was removed is hard to see.
