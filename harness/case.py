@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -46,6 +46,15 @@ class Partner:
     invalid: str
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Samples with their labels and ids, such as those that a model was trained on."""
+
+    x: Float[Tensor, "m ..."]
+    y: Int[Tensor, " m"]
+    samples: Sequence[str]
+
+
 class Source(ABC):
     """Where a model comes from: what a metric may ask for beyond the model itself.
 
@@ -81,9 +90,21 @@ class Source(ABC):
     def retrained_test_accuracy(self) -> float | None:
         """The re-trained network's accuracy on held-out samples; None where there is none."""
 
+    @property
     @abstractmethod
-    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int) -> nn.Module:
-        """A new network, trained by the recipe on these samples and labels."""
+    def training(self) -> Labelled:
+        """What the recipe trains on, where the model is; `needs=("recipe",)` keeps a metric from asking in vain."""
+
+    @abstractmethod
+    def labels_of(self, samples: Sequence[str]) -> Int[Tensor, " n"]:
+        """The labels of held-out samples with these ids."""
+
+    @abstractmethod
+    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int, purpose: str = "") -> nn.Module:
+        """A new network, trained by the recipe on these samples and labels; kept on disk, so that none is twice.
+
+        `purpose` is shown while it goes on.
+        """
 
 
 @dataclass(frozen=True)
@@ -268,9 +289,14 @@ class Case:
         """The same network trained on permuted labels; `other` is a second one, trained independently."""
         return self.source.partner(other)
 
-    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int) -> nn.Module:
+    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int, purpose: str = "") -> nn.Module:
         """A new network, trained by the recipe on these samples and labels, in evaluation mode beside the model."""
-        return self.source.train(x, y, seed)
+        return self.source.train(x, y, seed, purpose)
+
+    def on(self, samples: Labelled) -> "Case":
+        """The same model and method on other samples, of which the predicted class is explained, without masks."""
+        target = self.logits(samples.x).argmax(1)
+        return replace(self, x=samples.x, target=target, samples=samples.samples, masks=None, remarks={})
 
     def draws(self, *purpose: object) -> Draws:
         """Random numbers keyed by (seed, purpose, sample) and never by the method, so that methods are paired."""

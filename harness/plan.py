@@ -24,6 +24,11 @@ NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
     "partner": lambda subject, _: (
         "" if subject.source.school else "the model has no recipe, so no partner trained on permuted labels"
     ),
+    "recipe": lambda subject, _: (
+        ""
+        if subject.source.school and subject.source.school.teachable
+        else "the model has no recipe with a labelled training part, so nothing can be re-trained"
+    ),
     "background": lambda subject, _: (
         ""
         if subject.source.read_background
@@ -38,10 +43,11 @@ NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
 """Name of a need -> why a subject and explainer lack it; empty if they do not."""
 
 USES: dict[str, Callable[[LoadedModel], str]] = {
+    "recipe": lambda source: source.recipe_identity,
     "retrained": lambda source: source.retrained_weights,
     "second_partner": lambda source: source.second_partner_weights,
 }
-"""Name of what a metric may use -> a hash of its weights, empty if there is none; asking for it trains it."""
+"""Name of what a metric may use -> a hash of it, empty if there is none; asking for a network trains it."""
 
 
 @dataclass(frozen=True)

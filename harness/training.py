@@ -24,17 +24,19 @@ BATCH_FOR_ACCURACY = 500
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a recipe is told besides the samples: whom it trains, the seed, and whether the labels are permuted."""
+    """What a recipe is told besides the samples: whom it trains, the seed, if labels are permuted, and what for."""
 
     name: str
     seed: int
     permuted: bool = False
+    purpose: str = ""
 
     @property
     def title(self) -> str:
         """What is shown while it goes on."""
         labels = " on permuted labels" if self.permuted else ""
-        return f"training {self.name}{labels}{f', seed {self.seed}' if self.seed else ''}"
+        purpose = f" {self.purpose}" if self.purpose else ""
+        return f"training {self.name}{purpose}{labels}{f', seed {self.seed}' if self.seed else ''}"
 
     def seeded(self) -> AbstractContextManager[None]:
         """Torch's generator as the network's initial parameters and its training want it."""

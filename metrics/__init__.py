@@ -14,6 +14,7 @@ from harness.metrics import (
     insertion_deletion,
     irof,
     label_randomization,
+    mask_leakage,
     monotonicity,
     occlusion_faithfulness,
     parameter_randomization,
@@ -21,6 +22,7 @@ from harness.metrics import (
     random_logit,
     randomization_descriptors,
     region_perturbation,
+    remove_and_retrain,
     road,
     zero_fraction,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "insertion_deletion",
     "irof",
     "label_randomization",
+    "mask_leakage",
     "monotonicity",
     "occlusion_faithfulness",
     "parameter_randomization",
@@ -46,6 +49,7 @@ __all__ = [
     "random_logit",
     "randomization_descriptors",
     "region_perturbation",
+    "remove_and_retrain",
     "road",
     "zero_fraction",
 ]

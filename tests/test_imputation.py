@@ -304,7 +304,7 @@ def test_a_baseline_refuses_imputations_by_name(name):
     assert space.refusal(name).startswith(f"unknown fill {name!r}; known: black, grey, white, mean, noise, zero, blur")
     assert name not in space.refusal(name).partition("known: ")[2]
     model, x, target = network("modules")
-    with pytest.raises(InputError, match=f"unknown fill '{name}'; known: black"):
-        harness.explain(model, x, target, method="integrated_gradients", options={"baseline": name}, space=space)
+    with pytest.raises(InputError, match=f"unknown fill '{name}'"):
+        harness.explain(model, x, target, method="integrated_gradients", baseline=name, space=space)
     with pytest.raises(InputError, match=f"unknown fill '{name}'"):
         case_of(model, x, target, "gradient").fill(name)

@@ -1,6 +1,6 @@
 """A model with its weights on its device, and what a metric may ask of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.blocks import blocks_of
-from harness.case import Block, Partner, Source
+from harness.case import Block, Labelled, Partner, Source
 from harness.digests import digest
 from harness.models.school import School
 from harness.twins import architecture_of, twin_note, twin_of
@@ -146,15 +146,41 @@ class LoadedModel(Source):
         """How well the re-trained network does on held-out samples."""
         return self._retrained[1] if self._retrained else None
 
-    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int) -> nn.Module:
+    @property
+    def training(self) -> Labelled:
+        """What the recipe trains on, where the model is.
+
+        Raises:
+            LookupError: the model has no recipe; `needs=("recipe",)` keeps a metric from getting here.
+        """
+        return self._recipe.training
+
+    def labels_of(self, samples: Sequence[str]) -> Int[Tensor, " n"]:
+        """The labels of held-out samples with these ids.
+
+        Raises:
+            LookupError: the model has no recipe.
+        """
+        return self._recipe.labels_of(samples)
+
+    def train(self, x: Float[Tensor, "m ..."], y: Int[Tensor, " m"], seed: int, purpose: str = "") -> nn.Module:
         """A new network, trained by the recipe on these samples and labels.
 
         Raises:
             LookupError: the model has no recipe.
         """
+        return self._recipe.train(x, y, seed, purpose)
+
+    @cached_property
+    def recipe_identity(self) -> str:
+        """A hash of what networks trained by the recipe depend on; empty if there is no recipe."""
+        return self.school.identity(self.model_seed) if self.school else ""
+
+    @property
+    def _recipe(self) -> School:
         if self.school is None:
             raise LookupError("the model has no training recipe")
-        return self.school.train(x, y, seed)
+        return self.school
 
     @cached_property
     def _partner(self) -> Partner | None:

@@ -1,15 +1,17 @@
 """A school: trains new networks like a model's, on permuted labels, under another seed, or on other samples."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from harness.case import Partner
+from harness.case import Labelled, Partner
 from harness.data import Data
 from harness.digests import digest
 from harness.heads import shape_of, without_head
@@ -61,14 +63,43 @@ class School:
         labels = None if part is None else part.labels
         if part is None or labels is None or held_out is None:
             raise InputError(f"{self.name}: {self.data.name} has no labelled training part to train on")
-        with torch_seeded("shape"):
-            form = str(self.build())
-        with lesson.seeded():
-            identity = self.recipe.identity(self.build())
-        key = digest(self.name, self.code, form, identity, self.data.fingerprint, seed, permuted)
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
-        path = cache_folder() / "models" / f"{stem}-{'permuted' if permuted else 'true'}-{key}.safetensors"
+        key = digest(*self._makes(lesson), self.data.fingerprint, seed, permuted)
+        path = self._path("permuted" if permuted else "true", key)
         return kept(path, lambda: self._trained(part, labels, held_out, lesson))
+
+    def identity(self, seed: int) -> str:
+        """A hash of what its networks depend on besides the seed that they are trained with."""
+        return digest(*self._makes(Lesson(self.name, seed)), self.data.fingerprint)
+
+    @property
+    def teachable(self) -> bool:
+        """Whether its data have labels, and a training part that has."""
+        return self.data.labels is not None and self.data.train is not None and self.data.train.labels is not None
+
+    @property
+    def training(self) -> Labelled:
+        """What it trains on, where its networks are.
+
+        Raises:
+            LookupError: the data have no labelled training part.
+        """
+        part = self.data.train
+        if part is None or part.labels is None:
+            raise LookupError(f"{self.name}: {self.data.name} has no labelled training part")
+        rows, x, _ = part.readable(range(len(part)))
+        y = part.labels[torch.tensor(rows)].to(self.device)
+        return Labelled(x.to(self.device, self.dtype), y, [part.ids[row] for row in rows])
+
+    def labels_of(self, samples: Sequence[str]) -> Int[Tensor, " n"]:
+        """The labels of held-out samples with these ids.
+
+        Raises:
+            LookupError: nothing says them.
+        """
+        if self.data.labels is None:
+            raise LookupError(f"{self.name}: the samples of {self.data.name} have no labels")
+        row_of = {each: row for row, each in enumerate(self.data.ids)}
+        return self.data.labels[torch.tensor([row_of[each] for each in samples])].to(self.device)
 
     def network(self, state: dict[str, Tensor]) -> nn.Module:
         """A network with this state and its head, on its device, in evaluation mode."""
@@ -82,9 +113,27 @@ class School:
         network = self.network(result.state)
         return Partner(network, result.train_accuracy, result.test_accuracy, invalid(result, self.data))
 
-    def train(self, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], seed: int) -> nn.Module:
-        """A new network, trained on these samples and labels as they are; it is kept nowhere."""
-        return self.network(_state_of(self._fitted(x, y, Lesson(self.name, seed))))
+    def train(self, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], seed: int, purpose: str = "") -> nn.Module:
+        """A new network, trained on these samples and labels, from the disk if it has been trained before."""
+        lesson = Lesson(self.name, seed, purpose=purpose)
+
+        def trained() -> Trained:
+            state = _state_of(self._fitted(x, y, lesson))
+            return Trained(state, accuracy(self._answering(self.network(state), x[:1]), x, y), math.nan)
+
+        path = self._path("given", digest(*self._makes(lesson), x, y, seed))
+        return self.network(kept(path, trained).state)
+
+    def _makes(self, lesson: Lesson) -> tuple[object, ...]:
+        """What a network depends on besides samples, labels and the seed."""
+        with torch_seeded("shape"):
+            form = str(self.build())
+        with lesson.seeded():
+            return self.name, self.code, form, self.recipe.identity(self.build())
+
+    def _path(self, kind: str, key: str) -> Path:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
+        return cache_folder() / "models" / f"{stem}-{kind}-{key}.safetensors"
 
     def _another(self) -> nn.Module:
         with torch_seeded("another"):

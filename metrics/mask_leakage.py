@@ -1,0 +1,71 @@
+"""Mask leakage: does the shape of what is removed tell the class, with nothing left to see?"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from torch import Tensor
+
+from harness.case import Case
+from harness.metrics.perturbation import Order, Removal, relevance_of
+from harness.metrics.preprocessing import first_reason, undefined_as_nan
+from harness.registry import metric
+from harness.types import Count, NotApplicableError, Score
+
+FOLDS, PENALTY = 5, 10.0
+
+
+@metric(family="descriptor", direction="lower", headline="class_from_mask")
+def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iterator[Score]:
+    r"""Mask leakage (`rong2022consistent`): how often the explained class is read from the mask of what is removed.
+
+    The most relevant `fraction` of each sample is marked, and a linear classifier (ridge regression, five stratified
+    folds) has to tell the class from the marks alone: `class_from_mask` is 1 where it is right on a sample that it
+    was not fitted to, else 0. Role `floor_random`: the same of marks in random order. `commonest_class` is what
+    guessing gives. What leaks by the mask is credited to the map by every metric that lets a network see what was
+    removed, and most by those that train one (`remove_and_retrain`).
+
+    A property of method and data, not a fault of either: maps that follow the object have its shape.
+
+    Args:
+        case: what to test.
+        fraction: of the units that is marked.
+        patch: side of the square patches that are marked together; 1: single pixels.
+
+    Raises:
+        NotApplicableError: fewer than two classes with five samples each.
+    """
+    classes, counts = case.target.unique(return_counts=True)
+    usable = torch.isin(case.target, classes[counts >= FOLDS])
+    if len(case.target[usable].unique()) < 2:
+        raise NotApplicableError(f"needs two classes with {FOLDS} samples each, the largest has {int(counts.max())}")
+    relevance, broken = relevance_of(case)
+    few = first_reason({f"fewer than {FOLDS} samples of its class": ~usable})
+    target = case.target[usable]
+    for order, role, undefined in (
+        ("most_first", "test", first_reason(few, broken)),
+        ("random", "floor_random", few),
+    ):
+        marks = _marks(case, relevance, Removal("zero", patch), order, fraction)[usable]
+        right = torch.zeros(len(case.x), dtype=torch.float64, device=case.x.device)
+        right[usable] = (_predicted(marks, target) == target).double()
+        values = undefined_as_nan(right, undefined)
+        yield Score("class_from_mask", values, undefined, channels="sum", sign="signed", role=role)
+    yield Score("commonest_class", counts[counts >= FOLDS].max().double() / usable.sum())
+
+
+def _marks(
+    case: Case, relevance: Float[Tensor, "n *axes"], removal: Removal, order: Order, fraction: float
+) -> Float[Tensor, "n units"]:
+    removing = removal.on(case)
+    return (removing.ranks(order, relevance) < (fraction * removing.counts).round()[:, None]).double()
+
+
+def _predicted(marks: Float[Tensor, "n units"], target: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    values, classes = marks.cpu().numpy(), target.cpu().numpy()
+    predicted = cross_val_predict(RidgeClassifier(alpha=PENALTY), values, classes, cv=folds)
+    return torch.from_numpy(np.asarray(predicted)).to(target)
