@@ -1,4 +1,7 @@
-"""The table of methods in `methods/README.md`, made from the registry: `python -m harness.handbook` writes it anew."""
+"""The tables in `methods/README.md` and `metrics/README.md`, made from the registries.
+
+`python -m harness.handbook` writes them anew.
+"""
 
 import re
 from contextlib import suppress
@@ -8,16 +11,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.case import Explainer, Passes, counted
-from harness.catalogue import METHODS
+from harness.case import Case, Explainer, Passes, counted
+from harness.catalogue import METHODS, METRICS
+from harness.models.loaded import LoadedModel
 from harness.networks import VisionTransformer
-from harness.registry import Method
+from harness.registry import Method, Metric
 from harness.space import InputSpace
 from harness.types import NotApplicableError
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- table -->\n", "<!-- end of table -->\n")
 CONSERVES = {"output": "$f_t(x)$", "difference": "$f_t(x) - f_t(b)$", None: ""}
+FAMILIES = ("randomization", "invariance", "axioms", "faithfulness", "descriptor", "complexity")
 SIDE, CLASSES, SAMPLES = 28, 10, 8
 
 
@@ -28,6 +33,20 @@ def table_of_methods() -> str:
         if method.function.__module__.startswith("harness."):
             cells = (f"`{method.name}`", method.summary, cited(method.cite), CONSERVES[method.conserves], cost(method))
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def table_of_metrics() -> str:
+    """Markdown, one row for each metric of ours: question, definition, source, direction, cost, when it misleads."""
+    lines = [
+        "| metric | question | definition | source | better | passes | misleads |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for each in sorted(METRICS.values(), key=lambda each: (FAMILIES.index(each.family), each.name)):
+        if each.function.__module__.startswith("harness."):
+            better = f"`{each.headline}` {each.direction or 'describes'}"
+            cells = (f"`{each.name}`", each.question, each.summary, cited(each.cite), better, cost_of_metric(each))
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (*cells, each.misleads))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -67,12 +86,47 @@ def cost(method: Method) -> str:
     raise LookupError(f"{method.name} applies to neither of the networks that passes are counted on")
 
 
+def cost_of_metric(each: Metric) -> str:
+    """Forward and backward passes for one sample beyond those of its map, counted with default options.
+
+    On the same small network and picture as `cost`, on which it is the first method of its study; empty for a metric
+    that trains networks.
+    """
+    if {"partner", "recipe"} & set(each.needs):
+        return "training"
+    model = nn.Sequential(nn.Conv2d(1, 16, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES))
+    x = torch.rand(SAMPLES, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    # Convergence is asked of what converges, completeness of what claims it.
+    method = METHODS["integrated_gradients" if "claim" in each.needs else "gradient"]
+    options = method.resolve({}) | ({"baseline": "black"} if "baseline" in method.options else {})
+    case = Case(
+        model=model.eval(),
+        source=LoadedModel(model, None, 0, x[:1], lambda: x),
+        explainer=Explainer(method, options),
+        x=x,
+        target=torch.arange(SAMPLES) % 2,
+        samples=[str(row) for row in range(SAMPLES)],
+        space=InputSpace("image", mean=(0.0,), std=(1.0,)),
+        seed=0,
+        chunk=SAMPLES,
+    )
+    case.maps  # noqa: B018 (computed once for all metrics, so not counted here)
+    case.passes = Passes()
+    with suppress(NotApplicableError):
+        for _ in each.function(
+            case, **{"fill": "black"} | each.resolve({}) if "fill" in each.options else each.resolve({})
+        ):
+            pass
+    return f"{round(case.passes.forward / SAMPLES)} + {round(case.passes.backward / SAMPLES)}"
+
+
 def main() -> None:
-    """Write the table into `methods/README.md`."""
-    path = ROOT / "methods" / "README.md"
-    before, _, rest = path.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    path.write_text(before + MARKS[0] + table_of_methods() + MARKS[1] + after)
+    """Write both tables into the READMEs."""
+    for folder, table in (("methods", table_of_methods), ("metrics", table_of_metrics)):
+        path = ROOT / folder / "README.md"
+        before, _, rest = path.read_text().partition(MARKS[0])
+        _, _, after = rest.partition(MARKS[1])
+        path.write_text(before + MARKS[0] + table() + MARKS[1] + after)
 
 
 if __name__ == "__main__":

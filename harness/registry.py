@@ -142,6 +142,9 @@ class Metric(Entry):
     """A test of explanations.
 
     Attributes:
+        cite: a key of references.bib; empty for what is ours.
+        question: what it answers, in a sentence.
+        misleads: when its number says something else than it seems to.
         direction: whether higher or lower values of the headline are better; None for descriptors.
         headline: the measure that stands for the metric in a wide table.
         summary_statistic: how its samples are summarised there; the median where tails are long.
@@ -152,6 +155,9 @@ class Metric(Entry):
     headline: str = ""
     summary_statistic: Literal["mean", "median"] = "mean"
     uses: tuple[str, ...] = ()
+    cite: str = ""
+    question: str = ""
+    misleads: str = ""
 
 
 @dataclass(frozen=True)
@@ -263,11 +269,14 @@ def metric(
     needs: tuple[str, ...] = (),
     summary_statistic: Literal["mean", "median"] = "mean",
     uses: tuple[str, ...] = (),
+    cite: str = "",
+    question: str = "",
+    misleads: str = "",
 ) -> Callable[[F], F]:
     """Register a generator `m(case, *, <options>) -> Iterator[Score]` under its own name; see `Metric`."""
 
     def register(function: F) -> F:
-        claims = (direction, headline, summary_statistic, uses)
+        claims = (direction, headline, summary_statistic, uses, cite, question, misleads)
         METRICS.add(Metric(function.__name__, function, family, version, needs, *claims))
         return function
 

@@ -4,11 +4,12 @@ Values come as matrices [samples, draws]; NaN marks what is undefined and is lef
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 Values = Float[np.ndarray, "samples draws"]
@@ -265,3 +266,38 @@ def _defined(values: Values) -> Float[np.ndarray, "known_samples known_draws"]:
     """Without the samples and draws of which nothing is defined."""
     values = values[~np.isnan(values).all(1)]
     return values[:, ~np.isnan(values).all(0)] if len(values) else values
+
+
+def kendall(
+    first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
+) -> Float[np.ndarray, " pairs"]:
+    r"""Kendall's $\tau_a$ of each pair of rows: the mean over pairs of their entries of the product of signs."""
+    one, other = np.triu_indices(first.shape[1], 1)
+    signs = [np.sign(rows[:, one] - rows[:, other]) for rows in (first, second)]
+    return (signs[0] * signs[1]).mean(1)
+
+
+def basic_bootstrap(
+    statistic: Callable[[Int[np.ndarray, " picked"]], float],
+    samples: int,
+    *,
+    least: float,
+    most: float = 1.0,
+    resampled: int = 1000,
+) -> Interval:
+    """A statistic of the samples, in [least, most], with its basic bootstrap interval.
+
+    Rankings of resampled samples are noisier than those of the samples, so that a percentile interval would be shifted.
+
+    Args:
+        statistic: of the samples with these indices.
+        samples: how many there are.
+        least: the smallest value it can have.
+        most: the largest one.
+        resampled: how often the samples are drawn again.
+    """
+    value = statistic(np.arange(samples))
+    drawn = np.random.default_rng(0).integers(0, samples, (resampled, samples))
+    quantiles = np.quantile([statistic(pick) for pick in drawn], [0.975, 0.025])
+    low, high = np.clip(2 * value - quantiles, least, most)
+    return Interval(value, float(low), float(high))

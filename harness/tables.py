@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from harness.agreement import agreement, fills, setups
 from harness.series import FIELDS, UNFINISHED, Stack, commonest, where
 from harness.statistics import DEFAULT, Thresholds, mean_interval, median_interval
 from harness.verdicts import NOTHING, Row, cascade, curve, in_error, sensitivity, verdicts
@@ -115,10 +116,23 @@ ROWS: dict[str, Callable[[Stack], Iterator[Row]]] = {
     "summary": summary,
     "cost": cost,
     "outcomes": outcomes,
+    "setups": setups,
 }
 """What a stack adds to a table."""
 
-TABLES = ("leaderboard", "headlines", "verdicts", "thresholds", "sensitivity", "cascade", "stages", "summary", "cost")
+TABLES = (
+    "leaderboard",
+    "headlines",
+    "verdicts",
+    "thresholds",
+    "sensitivity",
+    "cascade",
+    "stages",
+    "agreement",
+    "fills",
+    "summary",
+    "cost",
+)
 
 
 def build(stacks: Iterable[Stack], thresholds: Thresholds = DEFAULT) -> dict[str, pd.DataFrame]:
@@ -129,7 +143,8 @@ def build(stacks: Iterable[Stack], thresholds: Thresholds = DEFAULT) -> dict[str
             rows[name] += rows_of_stack(stack)
         rows["verdicts"] += verdicts(stack, thresholds)
         rows["cascade"] += cascade(stack, thresholds)
-    frames = {name: pd.DataFrame(found) for name, found in rows.items()}
+    frames = {name: pd.DataFrame(found) for name, found in rows.items() if name != "setups"}
+    frames["agreement"], frames["fills"] = agreement(rows["setups"]), fills(rows["setups"])
     frames["headlines"] = frames["headlines"].reindex(columns=HEADLINE)
     frames["leaderboard"] = leaderboard(frames["headlines"], frames["verdicts"])
     frames["thresholds"] = curve(frames["verdicts"], thresholds)

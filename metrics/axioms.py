@@ -56,7 +56,14 @@ class Sum(nn.Module):
         return self.first(x) + self.second(x)
 
 
-@metric(family="axioms", direction="lower", headline="mass_on_dummies")
+@metric(
+    family="axioms",
+    direction="lower",
+    headline="mass_on_dummies",
+    cite="sundararajan2017axiomatic",
+    question="Does what the network cannot see get no relevance?",
+    misleads="Coarse maps fail by their resolution.",
+)
 def dummy(case: Case) -> Iterator[Score]:
     r"""Dummy, or sensitivity (b) (`sundararajan2017axiomatic`): what the network cannot see gets no relevance.
 
@@ -82,7 +89,14 @@ def dummy(case: Case) -> Iterator[Score]:
     yield Score("share_of_dummies", (mask == 0).double().mean())
 
 
-@metric(family="axioms", direction="lower", headline="asymmetry")
+@metric(
+    family="axioms",
+    direction="lower",
+    headline="asymmetry",
+    cite="sundararajan2017axiomatic",
+    question="Do inputs that the network treats alike get the same?",
+    misleads="A method may be symmetric and wrong.",
+)
 def symmetry(case: Case) -> Iterator[Score]:
     r"""Symmetry (`sundararajan2017axiomatic`): inputs that the network treats alike, and that are alike, get the same.
 
@@ -100,7 +114,14 @@ def symmetry(case: Case) -> Iterator[Score]:
     yield _of_vectors("asymmetry", asymmetry, norm)
 
 
-@metric(family="axioms", direction="lower", headline="nonlinearity")
+@metric(
+    family="axioms",
+    direction="lower",
+    headline="nonlinearity",
+    cite="sundararajan2017axiomatic",
+    question="Is the map of a sum of networks the sum of their maps?",
+    misleads="Many good methods are not linear by design.",
+)
 def linearity(case: Case) -> Iterator[Score]:
     r"""Linearity (`sundararajan2017axiomatic`): the map of a sum of two networks is the sum of their maps.
 
@@ -118,7 +139,14 @@ def linearity(case: Case) -> Iterator[Score]:
     yield _of_vectors("nonlinearity", _norm(both - first - second) / scale, scale)
 
 
-@metric(family="axioms", direction="lower", headline="unnoticed")
+@metric(
+    family="axioms",
+    direction="lower",
+    headline="unnoticed",
+    cite="sundararajan2017axiomatic",
+    question="Does an input that alone changes the output get relevance?",
+    misleads="Asked far from the data, where all else is the baseline.",
+)
 def sensitivity(case: Case, *, fill: str, units: Count = 4, patch: NonNegative = 0) -> Iterator[Score]:
     r"""Sensitivity (a) (`sundararajan2017axiomatic`): one input that alone changes the output gets relevance.
 

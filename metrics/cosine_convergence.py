@@ -20,7 +20,14 @@ OTHER_AXIS = "samples are not the first axis there"
 ONE_CHANNEL = "one channel has no direction"
 
 
-@metric(family="randomization", direction="lower", headline="cosine")
+@metric(
+    family="randomization",
+    direction="lower",
+    headline="cosine",
+    cite="sixt2020explanations",
+    question="Does the backward pass forget where it started?",
+    misleads="It looks at directions only; a rule may forget the class and still show what the network uses.",
+)
 def cosine_convergence(case: Case, *, pairs: Count = 5) -> Iterator[Score]:
     r"""Cosine similarity convergence: $|\cos(R_l, R'_l)|$ at the input of every block $l$, from the output down.
 

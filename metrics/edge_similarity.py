@@ -9,7 +9,15 @@ from harness.registry import metric
 from harness.types import Score
 
 
-@metric(family="descriptor", direction=None, headline="spearman", needs=("image",))
+@metric(
+    family="descriptor",
+    direction=None,
+    headline="spearman",
+    needs=("image",),
+    cite="adebayo2018sanity",
+    question="Does the map look like the edges of the picture?",
+    misleads="A network may use edges: a high value is no fault by itself.",
+)
 def edge_similarity(
     case: Case, *, measures: Measures = MEASURES, convention: Convention = "harness"
 ) -> Iterator[Score]:

@@ -12,7 +12,14 @@ from harness.types import Count, Score
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
-@metric(family="faithfulness", direction="higher", headline="comprehensiveness_beyond_random")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="comprehensiveness_beyond_random",
+    cite="deyoung2020eraser",
+    question="What is lost without the most relevant part?",
+    misleads="As deletion; probabilities that are nearly 1 hide small losses.",
+)
 def comprehensiveness(case: Case, *, fill: str, fractions: Fractions = BINS, patch: Count = 1) -> Iterator[Score]:
     r"""Comprehensiveness (`deyoung2020eraser`): mean over $k$ of $p_t(x) - p_t(x \setminus top_k)$.
 
@@ -31,7 +38,14 @@ def comprehensiveness(case: Case, *, fill: str, fractions: Fractions = BINS, pat
     yield from _losses(case, Removal(fill, patch), sorted(set(fractions)), "most_first", "comprehensiveness", 1)
 
 
-@metric(family="faithfulness", direction="higher", headline="sufficiency_below_random")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="sufficiency_below_random",
+    cite="deyoung2020eraser",
+    question="What is lost with nothing but the most relevant part?",
+    misleads="As insertion; most of the input is not like data.",
+)
 def sufficiency(case: Case, *, fill: str, fractions: Fractions = BINS, patch: Count = 1) -> Iterator[Score]:
     r"""Sufficiency (`deyoung2020eraser`): mean over $k$ of $p_t(x) - p_t(top_k)$, all but the most relevant removed.
 

@@ -18,7 +18,14 @@ from harness.types import Count, NonNegative, Score
 CORRELATIONS = {"pearson": pearson, "spearman": spearman}
 
 
-@metric(family="faithfulness", direction="higher", headline="pearson")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="pearson",
+    cite="bhatt2020evaluating",
+    question="Does the map predict what random subsets cost?",
+    misleads="One size of subsets and one fill; shared cost of the fill hides what the map knows.",
+)
 def faithfulness_correlation(
     case: Case, *, fill: str, fraction: float = 0.2, subsets: Count = 100, patch: NonNegative = 0
 ) -> Iterator[Score]:
@@ -39,7 +46,14 @@ def faithfulness_correlation(
     yield from _correlations(removing, [fraction], subsets)
 
 
-@metric(family="faithfulness", direction="higher", headline="mean_pearson")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="mean_pearson",
+    cite="ancona2018towards",
+    question="Does the map predict what subsets of each size cost?",
+    misleads="Large subsets leave inputs unlike data; small ones lie within the noise of the logit.",
+)
 def sensitivity_n(
     case: Case, *, fill: str, sizes: Count = 6, subsets: Count = 50, patch: NonNegative = 0
 ) -> Iterator[Score]:

@@ -15,7 +15,14 @@ from harness.registry import metric
 from harness.types import Count, NonNegative, Score
 
 
-@metric(family="faithfulness", direction="higher", headline="pearson")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="pearson",
+    cite="alvarezmelis2018towards",
+    question="Do the units that the map puts first cost the most, a few at a time?",
+    misleads="Few groups decide the correlation; ties of sparse maps make it coarse.",
+)
 def faithfulness_estimate(case: Case, *, fill: str, groups: Count = 32, patch: NonNegative = 0) -> Iterator[Score]:
     r"""Faithfulness estimate (`alvarezmelis2018towards`): correlation of relevance and probability drop.
 

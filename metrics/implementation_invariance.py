@@ -19,7 +19,15 @@ REWRITINGS = {
 }
 
 
-@metric(family="invariance", direction="lower", headline="relative_difference", summary_statistic="median")
+@metric(
+    family="invariance",
+    direction="lower",
+    headline="relative_difference",
+    summary_statistic="median",
+    cite="sundararajan2017axiomatic",
+    question="Is the map the same for the same function, built in another way?",
+    misleads="In float32, kinks of rectifiers move single samples; the median does not mind.",
+)
 def implementation_invariance(case: Case) -> Iterator[Score]:
     r"""Implementation invariance: $\|A(f, x) - A(f', x)\|_2 / \|A(f, x)\|_2$ where $f' = f$.
 

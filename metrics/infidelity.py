@@ -17,7 +17,15 @@ PART = 7
 """Where no side is given, squares have this part of the longest one."""
 
 
-@metric(family="faithfulness", direction="lower", headline="relative_infidelity", summary_statistic="median")
+@metric(
+    family="faithfulness",
+    direction="lower",
+    headline="relative_infidelity",
+    summary_statistic="median",
+    cite="yeh2019infidelity",
+    question="How well does the map predict what perturbations do to the output?",
+    misleads="The raw one depends on the scale of the map; all depend on whether it holds contributions or gradients.",
+)
 def infidelity(
     case: Case,
     *,

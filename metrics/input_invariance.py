@@ -12,7 +12,15 @@ from harness.registry import metric
 from harness.types import InputError, NotApplicableError, Score
 
 
-@metric(family="invariance", direction="lower", headline="relative_difference", summary_statistic="median")
+@metric(
+    family="invariance",
+    direction="lower",
+    headline="relative_difference",
+    summary_statistic="median",
+    cite="kindermans2019reliability",
+    question="Is the map the same when the input and the first layer have moved together?",
+    misleads="Methods with a baseline pass or fail by what moves along.",
+)
 def input_invariance(case: Case, *, shift: float | list[float] = 1.0) -> Iterator[Score]:
     r"""Input invariance: $\|A(f, x) - A(f', x + m)\|_2 / \|A(f, x)\|_2$ where $f'(x + m) = f(x)$.
 

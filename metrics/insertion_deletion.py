@@ -9,7 +9,14 @@ from harness.registry import metric
 from harness.types import Count, NonNegative, Score
 
 
-@metric(family="faithfulness", direction="higher", headline="area_below_random")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="area_below_random",
+    cite="petsiuk2018rise",
+    question="How soon does the output fall when the most relevant goes first?",
+    misleads="Rewards maps that find adversarial pixels.",
+)
 def deletion(
     case: Case, *, fill: str = "mean", steps: Count = 32, patch: Count = 1, superpixels: NonNegative = 0
 ) -> Iterator[Score]:
@@ -35,7 +42,14 @@ def deletion(
     yield from _areas(case, Removal(fill, patch, superpixels), steps, "most_first", "area_below_random", -1)
 
 
-@metric(family="faithfulness", direction="higher", headline="area_above_random")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="area_above_random",
+    cite="petsiuk2018rise",
+    question="How soon does the output rise when the most relevant comes first?",
+    misleads="Rewards blobs that cover the object, whatever decides.",
+)
 def insertion(
     case: Case, *, fill: str = "blur", steps: Count = 32, patch: Count = 1, superpixels: NonNegative = 0
 ) -> Iterator[Score]:

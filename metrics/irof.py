@@ -9,7 +9,14 @@ from harness.registry import metric
 from harness.types import Count, Score
 
 
-@metric(family="faithfulness", direction="higher", headline="area_beyond_random")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="area_beyond_random",
+    cite="rieger2020irof",
+    question="How much of the probability is lost while superpixels go?",
+    misleads="Superpixels follow edges, and so do some maps; quotients blow up where the probability is small.",
+)
 def irof(case: Case, *, fill: str = "mean", superpixels: Count = 100) -> Iterator[Score]:
     r"""IROF (`rieger2020irof`): $1 - \int p_t(x^k) / p_t(x)$ while superpixels are removed one by one.
 

@@ -18,6 +18,9 @@ from harness.types import Score
     version=2,
     needs=("partner",),
     uses=("second_partner", "retrained"),
+    cite="adebayo2018sanity",
+    question="Does it differ from the map of a network that learnt only noise?",
+    misleads="Two networks trained on the truth differ, too: read it beside the ceiling.",
 )
 def label_randomization(
     case: Case, *, measures: Measures = MEASURES, convention: Convention = "harness"

@@ -18,7 +18,14 @@ from harness.types import Count, NotApplicableError, Score
 FOLDS, PENALTY = 5, 10.0
 
 
-@metric(family="descriptor", direction="lower", headline="class_from_mask")
+@metric(
+    family="descriptor",
+    direction="lower",
+    headline="class_from_mask",
+    cite="rong2022consistent",
+    question="Does the shape of what is removed tell the class?",
+    misleads="A property of method and data: maps that follow the object have its shape.",
+)
 def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iterator[Score]:
     r"""Mask leakage (`rong2022consistent`): how often the explained class is read from the mask of what is removed.
 

@@ -17,7 +17,14 @@ ROUNDING = 16
 """By how many units in the last place of the largest logit a step may fall and still count as level."""
 
 
-@metric(family="faithfulness", direction="higher", headline="rising_beyond_random")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="rising_beyond_random",
+    cite="arya2019one",
+    question="Does the output never fall while units are inserted in increasing absolute relevance?",
+    misleads="Evidence against counts like evidence for; beyond some tens of steps no map is `monotonic`.",
+)
 def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) -> Iterator[Score]:
     r"""Monotonicity (`arya2019one`): does the output never fall while units are inserted in increasing $|a_i|$?
 
@@ -54,7 +61,14 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     yield score_of("rising_beyond_random", shares["most_first"] - shares["random"], undefined, "absolute")
 
 
-@metric(family="faithfulness", direction="higher", headline="spearman")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="spearman",
+    cite="nguyen2020quantitative",
+    question="Does the size of relevance rank units by how much they matter?",
+    misleads="Blind to signs by design.",
+)
 def monotonicity_correlation(
     case: Case, *, fill: str = "noise", imputations: Count = 10, patch: NonNegative = 0
 ) -> Iterator[Score]:

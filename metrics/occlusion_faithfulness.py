@@ -12,7 +12,14 @@ from harness.registry import metric
 from harness.types import NonNegative, Score
 
 
-@metric(family="faithfulness", direction="higher", headline="pearson", version=2)
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="pearson",
+    version=2,
+    question="Does the map know which patches cost the most?",
+    misleads="Occlusion with the same patch and fill wins by construction.",
+)
 def occlusion_faithfulness(case: Case, *, fill: str, patch: NonNegative = 0) -> Iterator[Score]:
     r"""Correlation over patches $P$ of $\sum_{i \in P} a_i$ and $f_t(x) - f_t(x_{P \leftarrow fill})$, a sample each.
 

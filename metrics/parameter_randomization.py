@@ -23,7 +23,16 @@ from harness.registry import metric
 from harness.types import Count, Distinct, NonNegative, Score
 
 
-@metric(family="randomization", direction="lower", headline="spearman", version=2, uses=("retrained",))
+@metric(
+    family="randomization",
+    direction="lower",
+    headline="spearman",
+    version=2,
+    uses=("retrained",),
+    cite="adebayo2018sanity",
+    question="Does the map depend on what the network has learnt?",
+    misleads="Noise that is keyed by the weights passes: necessary, not sufficient.",
+)
 def parameter_randomization(
     case: Case,
     *,

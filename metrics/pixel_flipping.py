@@ -9,7 +9,15 @@ from harness.registry import metric
 from harness.types import Count, NonNegative, Score
 
 
-@metric(family="faithfulness", direction="higher", headline="symmetric_relevance_gain", version=3)
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="symmetric_relevance_gain",
+    version=3,
+    cite="bach2015pixel",
+    question="Does removing what the map calls relevant change the output more than removing the rest?",
+    misleads="What is left is unlike all that the network has seen: compare fills and units, see the random order.",
+)
 def pixel_flipping(
     case: Case,
     *,

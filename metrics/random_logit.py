@@ -14,7 +14,14 @@ from harness.registry import metric
 from harness.types import Count, Score
 
 
-@metric(family="randomization", direction="lower", headline="spearman")
+@metric(
+    family="randomization",
+    direction="lower",
+    headline="spearman",
+    cite="sixt2020explanations",
+    question="Does the map depend on the class that is explained?",
+    misleads="Classes that share their evidence rightly share a map.",
+)
 def random_logit(case: Case, *, class_draws: Count = 10, measures: Measures = MEASURES) -> Iterator[Score]:
     r"""Random logit test: similarity of $A(f, x, c)$ and $A(f, x, c')$, $c' \ne c$.
 

@@ -16,7 +16,14 @@ from harness.registry import metric
 from harness.types import Count, Score
 
 
-@metric(family="randomization", direction=None, headline="entropy_rise")
+@metric(
+    family="randomization",
+    direction=None,
+    headline="entropy_rise",
+    cite="hedstrom2024fresh",
+    question="Does the map become more complex when the network is randomized?",
+    misleads="Complexity of the map is not its dependence on weights: it ranks, and judges nothing.",
+)
 def efficient_parameter_randomization(
     case: Case,
     *,
@@ -73,7 +80,14 @@ def _entropy(
     return histogram_entropy(summed.nan_to_num(0, 0, 0), bins), undefined
 
 
-@metric(family="randomization", direction=None, headline="spearman")
+@metric(
+    family="randomization",
+    direction=None,
+    headline="spearman",
+    cite="hedstrom2024fresh",
+    question="Does the map, freed of its noise, depend on what the network has learnt?",
+    misleads="Smoothing makes any two maps more alike: compare with the shifted map.",
+)
 def smooth_parameter_randomization(
     case: Case,
     *,

@@ -11,7 +11,14 @@ from harness.registry import metric
 from harness.types import Count, Score
 
 
-@metric(family="faithfulness", direction="higher", headline="area_between_perturbation_curves")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="area_between_perturbation_curves",
+    cite="samek2017evaluating",
+    question="How far does the output fall while the most relevant regions are replaced by noise?",
+    misleads="Noise is what the network never saw; one fill and one size of regions.",
+)
 def region_perturbation(
     case: Case, *, fill: str = "noise", patch: Count = 9, regions: Count = 100, imputations: Count = 1
 ) -> Iterator[Score]:

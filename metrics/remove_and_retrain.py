@@ -27,6 +27,9 @@ Orders = Annotated[Sequence[Order], Field(min_length=1), Distinct]
     headline="loss_beyond_random",
     needs=("recipe",),
     uses=("recipe",),
+    cite="hooker2019benchmark",
+    question="Can a network still learn the task when what the map calls relevant is gone?",
+    misleads="The shape of what is removed can tell the class: read it beside `mask_leakage`.",
 )
 def remove_and_retrain(
     case: Case,

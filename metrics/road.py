@@ -17,7 +17,14 @@ Fractions = Annotated[Sequence[Annotated[float, Field(gt=0, lt=1)]], Field(min_l
 REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 
-@metric(family="faithfulness", direction="higher", headline="accuracy_gap")
+@metric(
+    family="faithfulness",
+    direction="higher",
+    headline="accuracy_gap",
+    cite="rong2022consistent",
+    question="Is the prediction lost with the most relevant pixels when the rest fills the gaps?",
+    misleads="Large holes are filled by flat colour, which a network sees; accuracy is coarse with few samples.",
+)
 def road(
     case: Case, *, fill: str = "noisy_linear", fractions: Fractions = REMOVED, patch: Count = 1
 ) -> Iterator[Score]:

@@ -8,7 +8,13 @@ from harness.registry import metric
 from harness.types import Score
 
 
-@metric(family="complexity", direction=None, headline="zero_fraction")
+@metric(
+    family="complexity",
+    direction=None,
+    headline="zero_fraction",
+    question="How much of the map is exactly zero?",
+    misleads="Sparse is not faithful.",
+)
 def zero_fraction(case: Case) -> Iterator[Score]:
     r"""The share of positions where the map is zero in all channels, in [0, 1].
 

@@ -106,13 +106,14 @@ def test_scale_and_shift_of_a_map_change_nothing_where_all_subsets_have_one_size
 
 @every_metric
 def test_random_maps_have_0_in_expectation(metric):
-    case = linear_case((1, 5, 5), n=400)
+    case = linear_case((1, 5, 5), n=250)
     case = with_maps(case, random_maps(case.x.shape))
-    frame = rows(case, metric, fill="black", **EVERY[metric][0])
+    options = {"groups": 9} if metric == "faithfulness_estimate" else {"subsets": 15}
+    frame = rows(case, metric, fill="black", **options)
     for measure in dict.fromkeys(frame["measure"]):
-        found = values(frame, measure).view(-1, 400).mean(0)
-        error = float(found.std()) / 20
-        assert error < 0.025
+        found = values(frame, measure).view(-1, 250).mean(0)
+        error = float(found.std()) / 250**0.5
+        assert error < 0.03
         assert abs(float(found.mean())) < 4 * error
 
 
@@ -218,7 +219,7 @@ def test_every_unit_is_in_as_many_subsets_as_chance_says():
     expected, deviation = 2400 / 4, (2400 * 0.25 * 0.75) ** 0.5
     assert abs(counts - expected).max() < 4.5 * deviation
     assert counts.std() > deviation / 3
-    assert len({gone.tobytes() for masks in removed for gone in masks}) == 2400
+    assert len({gone.tobytes() for masks in removed for gone in masks}) > 2390
 
 
 def test_where_no_side_is_given_there_are_at_most_1024_patches():
@@ -284,8 +285,9 @@ def test_what_is_shared_between_fills_patches_and_numbers_of_subsets_is_not_mixe
 def test_the_size_of_the_chunks_does_not_matter(metric, chunk, fill):
     model, x, target = network("modules", torch.float64)
     maps = random_maps(x.shape)
+    options = {"groups": 9} if metric == "faithfulness_estimate" else {"subsets": 9}
     small, large = (
-        rows(case_of(model, x, target, maps, chunk=each), metric, fill=fill, patch=2, **EVERY[metric][0])
+        rows(case_of(model, x, target, maps, chunk=each), metric, fill=fill, patch=2, **options)
         for each in (chunk, 64)
     )
     np.testing.assert_allclose(small["value"], large["value"], rtol=0, atol=1e-9)

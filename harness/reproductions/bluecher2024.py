@@ -16,10 +16,10 @@ from harness.claims import Claim, Finding, above, below, every
 from harness.evidence import Evidence, Reading
 from harness.reproduction import Given, Reproduction
 from harness.reproductions import cifar
-from harness.statistics import DEFAULT, Interval
+from harness.statistics import DEFAULT, basic_bootstrap, kendall
 
 SOURCE = "`bluecher2024decoupling`"
-RESAMPLED, LEAST_SAMPLES = 1000, 10
+LEAST_SAMPLES = 10
 ORDERS = ("most_first", "least_first")
 TITLES = {
     "most_first": "most relevant first",
@@ -90,10 +90,8 @@ def setups(evidence: Evidence) -> tuple[list[str], dict[str, Scores], str]:
 def agreement(values: Scores) -> float:
     r"""Kendall's $\tau$ between the rankings of two setups by the mean over samples, averaged over pairs of setups."""
     means = values.mean(2)
-    first, second = np.triu_indices(means.shape[1], 1)
-    signs = np.sign(means[:, first] - means[:, second])
-    taus = signs @ signs.T / len(first)
-    return float(taus[np.triu_indices(len(taus), 1)].mean())
+    first, second = np.triu_indices(len(means), 1)
+    return float(kendall(means[first], means[second]).mean())
 
 
 def gain_is_stable(evidence: Evidence, by: float) -> Finding:
@@ -149,16 +147,8 @@ def random_is_last(evidence: Evidence, most: float) -> Finding:
 def _bootstrapped(
     name: str, statistic: Callable[[np.ndarray], float], values: Mapping[str, Scores], least: int = -1
 ) -> Reading:
-    """A statistic of the samples, in [least, 1], with its basic bootstrap interval.
-
-    Rankings of resampled samples are noisier than those of the samples, so that a percentile interval would be shifted.
-    """
-    count = values["gain"].shape[2]
-    value = statistic(np.arange(count))
-    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLED, count))
-    quantiles = np.quantile([statistic(pick) for pick in drawn], [0.975, 0.025])
-    low, high = np.clip(2 * value - quantiles, least, 1)
-    return Reading(name, limits=Interval(value, float(low), float(high)))
+    """A statistic of the samples, in [least, 1], with its interval."""
+    return Reading(name, limits=basic_bootstrap(statistic, values["gain"].shape[2], least=least))
 
 
 def draw_rankings(evidence: Evidence) -> Figure | None:

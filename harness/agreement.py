@@ -1,0 +1,116 @@
+"""How far rankings agree between fills and units, and how confident a network stays when it loses things at random."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+from jaxtyping import Float
+
+from harness.series import Series, Stack, where
+from harness.statistics import basic_bootstrap, kendall, mean_interval
+from harness.verdicts import Row
+
+SCORES = {"most_first": "most relevant first", "least_first": "least relevant first", "gain": "symmetric gain"}
+START = pc.field("step") == 0.0
+LEAST_SAMPLES = 10
+
+
+def setups(stack: Stack) -> Iterator[Row]:
+    """What pixel flipping says of one method in one setup, a fill and a unit. Not written: see `agreement`, `fills`."""
+    info = stack.info
+    if info.get("metric_function") == "pixel_flipping":
+        options = info["metric_options"]
+        areas = {each.labels["mode"]: each.values.mean(1) for each in where(stack.scalars, measure="area")}
+        start: list[Series] = where(stack.series(START), measure="probability", mode="random")
+        unit = f"{options['superpixels']} superpixels" if options["superpixels"] else f"patches of {options['patch']}"
+        yield {
+            **stack.labels,
+            "family": info["method_family"],
+            "fill": options["fill"],
+            "unit": unit,
+            **areas,
+            "untouched": float(start[0].values.mean()),
+        }
+
+
+def fills(found: Sequence[Row]) -> pd.DataFrame:
+    """One row for each model and setup: the mean probability, untouched and under random removal (R-OMS)."""
+    rows = {}
+    for each in found:
+        key = (each["model"], each["model_seed"], each["metric"])
+        interval = mean_interval(each["random"][:, None])
+        confidence = {"random_confidence": interval.value, "low": interval.low, "high": interval.high}
+        place = {name: each[name] for name in ("model", "model_seed", "metric", "fill", "unit", "untouched")}
+        rows.setdefault(key, place | confidence)
+    return pd.DataFrame(list(rows.values()))
+
+
+def agreement(found: Sequence[Row]) -> pd.DataFrame:
+    r"""One row for each model, comparison and score: Kendall's $\tau$ between rankings of methods in two setups.
+
+    Averaged over pairs of setups that differ in fill only, in unit only, or at all, with an interval over samples;
+    and between the two orders within a setup. Controls are left out, and samples on which a map has no order.
+    """
+    models: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for each in found:
+        if each["family"] != "control":
+            models[each["model"], each["model_seed"]].append(each)
+    rows = []
+    for (model, seed), here in models.items():
+        labels = list(dict.fromkeys(each["metric"] for each in here))
+        values, methods = _values(here, labels)
+        if len(methods) < 3 or values["gain"].shape[2] < LEAST_SAMPLES:
+            continue
+        kind = {each["metric"]: (each["fill"], each["unit"]) for each in here}
+        pairs = [(i, j) for i, j in combinations(range(len(labels)), 2)]
+        chosen = {
+            "other fill, same unit": [(i, j) for i, j in pairs if kind[labels[i]][1] == kind[labels[j]][1]],
+            "other unit, same fill": [(i, j) for i, j in pairs if kind[labels[i]][0] == kind[labels[j]][0]],
+            "any two setups": pairs,
+        }
+        place = {"model": model, "model_seed": seed}
+        size = {"methods": len(methods), "samples": values["gain"].shape[2]}
+        for comparison, some in chosen.items():
+            for name, score in SCORES.items() if some else ():
+                tau = _between([(values[name][i], values[name][j]) for i, j in some])
+                rows.append({**place, "comparison": comparison, "ranked_by": score, **tau, "pairs": len(some), **size})
+        both = [(values["most_first"][i], values["least_first"][i]) for i in range(len(labels))]
+        tau = _between(both)
+        orders = {"comparison": "both orders in one setup", "ranked_by": "one order each"}
+        rows.append({**place, **orders, **tau, "pairs": len(both), **size})
+    return pd.DataFrame(rows)
+
+
+def _values(
+    here: Sequence[Row], labels: Sequence[str]
+) -> tuple[dict[str, Float[np.ndarray, "setups methods samples"]], list[str]]:
+    """Scores, higher for better, of the methods that have them in every setup, on samples where all have."""
+    cells = {(each["method"], each["metric"]): each for each in here}
+    every = dict.fromkeys(each["method"] for each in here)
+    methods = [method for method in every if all((method, label) in cells for label in labels)]
+    most, least = (
+        np.array([[cells[method, label][order] for method in methods] for label in labels])
+        for order in ("most_first", "least_first")
+    )
+    methods_known = ~np.isnan(most + least).all((0, 2)) if len(methods) else np.ones(0, dtype=bool)
+    most, least = most[:, methods_known], least[:, methods_known]
+    known = ~np.isnan(most + least).any((0, 1)) if most.size else np.zeros(0, dtype=bool)
+    most, least = (each[..., known] if each.size else np.zeros((0, 0, 0)) for each in (most, least))
+    names = [method for method, there in zip(methods, methods_known, strict=True) if there]
+    return {"most_first": -most, "least_first": least, "gain": least - most}, names
+
+
+def _between(
+    pairs: Sequence[tuple[Float[np.ndarray, "methods samples"], Float[np.ndarray, "methods samples"]]],
+) -> dict[str, float]:
+    """The mean of Kendall's tau over pairs of scores, with its interval over samples."""
+    first, second = (np.stack(side) for side in zip(*pairs, strict=True))
+
+    def tau(pick: np.ndarray) -> float:
+        return float(kendall(first[..., pick].mean(2), second[..., pick].mean(2)).mean())
+
+    interval = basic_bootstrap(tau, first.shape[2], least=-1.0)
+    return {"tau": interval.value, "low": interval.low, "high": interval.high}
