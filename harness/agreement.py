@@ -14,23 +14,30 @@ from harness.statistics import basic_bootstrap, kendall, mean_interval
 from harness.verdicts import Row
 
 SCORES = {"most_first": "most relevant first", "least_first": "least relevant first", "gain": "symmetric gain"}
+ORDERS = ("most_first", "least_first", "random")
 START = pc.field("step") == 0.0
 LEAST_SAMPLES = 10
+MODEL = ["model", "model_seed"]
+FILLS = [*MODEL, "metric", "fill", "unit", "untouched", "random_confidence", "low", "high"]
+AGREEMENT = [*MODEL, "comparison", "ranked_by", "tau", "low", "high", "pairs", "methods", "samples"]
 
 
 def setups(stack: Stack) -> Iterator[Row]:
     """What pixel flipping says of one method in one setup, a fill and a unit. Not written: see `agreement`, `fills`."""
     info = stack.info
-    if info.get("metric_function") == "pixel_flipping":
+    if info.get("metric_function") != "pixel_flipping":
+        return
+    areas = {each.labels["mode"]: each.values.mean(1) for each in where(stack.scalars, measure="area")}
+    start: list[Series] = where(stack.series(START), measure="probability", mode="random")
+    # Runs of earlier versions have no superpixels, or no areas.
+    if start and set(ORDERS) <= set(areas):
         options = info["metric_options"]
-        areas = {each.labels["mode"]: each.values.mean(1) for each in where(stack.scalars, measure="area")}
-        start: list[Series] = where(stack.series(START), measure="probability", mode="random")
-        unit = f"{options['superpixels']} superpixels" if options["superpixels"] else f"patches of {options['patch']}"
+        pieces, side = options.get("superpixels", 0), options.get("patch", 1)
         yield {
             **stack.labels,
             "family": info["method_family"],
             "fill": options["fill"],
-            "unit": unit,
+            "unit": f"{pieces} superpixels" if pieces else f"patches of {side}",
             **areas,
             "untouched": float(start[0].values.mean()),
         }
@@ -45,7 +52,7 @@ def fills(found: Sequence[Row]) -> pd.DataFrame:
         confidence = {"random_confidence": interval.value, "low": interval.low, "high": interval.high}
         place = {name: each[name] for name in ("model", "model_seed", "metric", "fill", "unit", "untouched")}
         rows.setdefault(key, place | confidence)
-    return pd.DataFrame(list(rows.values()))
+    return pd.DataFrame(list(rows.values()), columns=FILLS)
 
 
 def agreement(found: Sequence[Row]) -> pd.DataFrame:
@@ -81,7 +88,7 @@ def agreement(found: Sequence[Row]) -> pd.DataFrame:
         tau = _between(both)
         orders = {"comparison": "both orders in one setup", "ranked_by": "one order each"}
         rows.append({**place, **orders, **tau, "pairs": len(both), **size})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=AGREEMENT)
 
 
 def _values(

@@ -7,13 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.case import Case
-from harness.metrics.perturbation import PATCHES, Removal, about
+from harness.metrics.perturbation import PATCHES, ROUNDING, Removal, about
 from harness.metrics.preprocessing import first_reason, reduce_channels, undefined_as_nan
 from harness.registry import metric
 from harness.types import Count, NonNegative, NotApplicableError, Score
-
-ROUNDING = 16
-"""By how many units in the last place outputs may differ and still be the same."""
 
 CHECKERS = 4
 """Squares along the longest side of what the network is made blind to, as far as there are positions."""
@@ -136,7 +133,7 @@ def linearity(case: Case) -> Iterator[Score]:
     first, second = case.maps.double(), case.explain(twin).double()
     both = case.explain(Sum(case.model, twin).eval()).double()
     scale = _norm(first) + _norm(second)
-    yield _of_vectors("nonlinearity", _norm(both - first - second) / scale, scale)
+    yield _of_vectors("nonlinearity", _norm(both - first - second) / scale, scale + 0 * _norm(both))
 
 
 @metric(
@@ -167,26 +164,32 @@ def sensitivity(case: Case, *, fill: str, units: Count = 4, patch: NonNegative =
     own = case.explainer.options.get("baseline")
     if own == "blur":
         raise NotApplicableError(f"{case.explainer.method.name}: its baseline is the blurred sample, another for each")
-    removing = Removal(str(own or fill), patch or about(case, PATCHES)).on(case)
+    removing = Removal(fill, patch or about(case, PATCHES)).on(case)
     count = removing.sizes.shape[1]
     chosen = case.draws("axioms", "units").permutation(count)[:, :units]
     rows = torch.arange(len(case.x), device=case.x.device)
     number = torch.arange(count, device=case.x.device)
 
     def alone(unit: Int[Tensor, "n"]) -> tuple[Float[Tensor, " n"], Tensor]:
-        x = removing.without(rows, number != unit[:, None])
+        gone = number != unit[:, None]
+        if case.baseline is None:
+            x = removing.without(rows, gone)
+        else:
+            where = removing.positions(rows, gone)
+            x = torch.where(where if case.x.ndim == 2 else where.unsqueeze(1), case.baseline, case.x)
         return case.logits(x).gather(1, case.target[:, None])[:, 0].double(), x
 
     nothing, _ = alone(torch.full_like(rows, -1))
-    changed, silent = [], []
+    changed, silent, broken = [], [], torch.zeros_like(rows, dtype=torch.bool)
     for unit in chosen.T:
         output, x = alone(unit)
         rounding = ROUNDING * torch.finfo(x.dtype).eps * output.abs().maximum(nothing.abs())
         relevance = removing.sums(reduce_channels(case.explain(x=x), "abs_sum"))
         changed.append((output - nothing).abs() > rounding)
         silent.append(relevance.gather(1, unit[:, None])[:, 0] == 0)
+        broken |= ~relevance.isfinite().all(1)
     counts = torch.stack(changed).sum(0)
-    undefined = first_reason({"no unit alone changes the output": counts == 0})
+    undefined = first_reason({"not finite": broken}, {"no unit alone changes the output": counts == 0})
     missed = (torch.stack(changed) & torch.stack(silent)).sum(0)
     yield Score("unnoticed", undefined_as_nan(missed.double() / counts, undefined), undefined, channels="abs_sum")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from harness.metrics.perturbation import ORDERS, Order, Outputs, Removing
@@ -28,6 +28,10 @@ class Curve:
     removed: Float[Tensor, "n steps"]
     outputs: Outputs
 
+    def at(self, steps: Int[Tensor, " some"]) -> "Curve":
+        """The same at some of its steps."""
+        return Curve(self.removed[:, steps], {name: values[:, steps] for name, values in self.outputs.items()})
+
     def area(self, measure: str) -> Float[Tensor, " n"]:
         """The mean height of a curve by the trapezoidal rule: its area over the fraction removed, per fraction."""
         span = self.removed[:, -1] - self.removed[:, 0]
@@ -42,7 +46,7 @@ def steps_of(steps: int, units: int, spacing: Spacing = "linear") -> tuple[float
     if spacing == "linear":
         numbers = {round(step * units / steps) for step in range(1, steps + 1)}
     else:
-        numbers = {round(units ** (step / max(steps - 1, 1))) for step in range(steps)} | {units}
+        numbers = {round(units ** (step / (steps - 1))) for step in range(steps) if steps > 1} | {units}
     return tuple(number / units for number in sorted({0, *numbers}))
 
 

@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from harness.case import Case
 from harness.metrics.curves import score_of
 from harness.metrics.perturbation import LARGEST, Removal, Removing, about, relevance_of
 from harness.metrics.preprocessing import first_reason
 from harness.metrics.similarity import pearson, spearman
-from harness.metrics.subsets import subset_drops, subset_ranks, subset_sums
+from harness.metrics.subsets import same_drops, same_sums, subset_drops, subset_ranks, subset_sums
 from harness.registry import metric
 from harness.types import Count, NonNegative, Score
 
@@ -91,16 +89,6 @@ def _correlations(removing: Removing, fractions: list[float], subsets: int) -> I
         size = wanted.clamp(min=1).minimum((removing.counts - 1).clamp(min=1))
         drops = subset_drops(removing, ranks, size, fraction)["logit"]
         said = subset_sums(sums, ranks < size[:, None, None])
-        undefined = first_reason(broken, {"the same sum in every subset": _alike(said)}, _same_drops(drops))
+        undefined = first_reason(broken, same_sums(said, "subset"), same_drops(removing, drops, "subset"))
         for measure, correlation in CORRELATIONS.items():
             yield score_of(measure, correlation(said, drops), undefined, step=fraction)
-
-
-def _same_drops(drops: Float[Tensor, "n subsets"]) -> dict[str, Tensor]:
-    return {"the same drop for every subset": drops.amax(1) == drops.amin(1)}
-
-
-def _alike(sums: Float[Tensor, "n subsets"]) -> Tensor:
-    """Whether sums differ by nothing but rounding."""
-    rounding = sums.abs().amax(1) * torch.finfo(torch.float32).eps
-    return sums.amax(1) - sums.amin(1) <= rounding

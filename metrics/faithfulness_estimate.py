@@ -10,7 +10,7 @@ from harness.metrics.curves import score_of
 from harness.metrics.faithfulness_correlation import CORRELATIONS
 from harness.metrics.perturbation import LARGEST, Removal, about, relevance_of
 from harness.metrics.preprocessing import first_reason
-from harness.metrics.subsets import drops_of, subset_sums
+from harness.metrics.subsets import drops_of, same_drops, same_sums, subset_sums
 from harness.registry import metric
 from harness.types import Count, NonNegative, Score
 
@@ -50,7 +50,6 @@ def faithfulness_estimate(case: Case, *, fill: str, groups: Count = 32, patch: N
     numbers = torch.arange(groups, device=group.device)
     said = subset_sums(removing.sums(relevance), group[:, None] == numbers[:, None])
     for output, suffix in (("probability", ""), ("logit", "_logit")):
-        same = {"the same drop for every group": drops[output].amax(1) == drops[output].amin(1)}
-        undefined = first_reason(broken, {"the same sum in every group": said.amax(1) == said.amin(1)}, same)
+        undefined = first_reason(broken, same_sums(said, "group"), same_drops(removing, drops[output], "group", output))
         for measure, correlation in CORRELATIONS.items():
             yield score_of(f"{measure}{suffix}", correlation(said, drops[output]), undefined)

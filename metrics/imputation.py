@@ -64,7 +64,8 @@ def _solved(known: Float[Tensor, "n c h w"], missing: Bool[Tensor, "n 1 h w"]) -
     residual = right - hidden * (weights * guess - _neighbours(guess))
     enough = TOLERANCE[known.dtype] ** 2 * _dot(right, right)
     direction, power = torch.zeros_like(guess), torch.ones_like(enough)
-    for _ in range(ITERATIONS):
+    # What is long and thin soon has no coarser grid, and then takes as many steps as it is long.
+    for _ in range(ITERATIONS + max(known.shape[-2:])):
         # A picture that has converged stays as it is, so that nothing depends on what else is in its batch.
         going = _dot(residual, residual) > enough
         if not going.any():
@@ -88,7 +89,7 @@ def _coarse_guess(known: Float[Tensor, "n c h w"], missing: Bool[Tensor, "n 1 h 
     return _finer(torch.where(count == 0, _solved(mean, count == 0), mean), known.shape)
 
 
-Grid = tuple[Float[Tensor, "n 1 h w"], Float[Tensor, "1 1 h w"]]
+Grid = tuple[Float[Tensor, "n 1 _ _"], Float[Tensor, "1 1 _ _"]]
 """Where values are missing, and the sum of the weights of the neighbours that a position has."""
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from harness.case import Case
-from harness.metrics.perturbation import Removal, batches, outputs_of
+from harness.metrics.perturbation import ROUNDING, Removal, batches, outputs_of
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.registry import metric
 from harness.types import Count, NonNegative, Score
@@ -60,10 +60,11 @@ def infidelity(
     removing = Removal(fill).on(case)
     left = removing.once(law.key, lambda: outputs_of(case, samples, law.inputs))
     drops = removing.untouched()["logit"][:, None] - left["logit"]
+    rounding = ROUNDING * torch.finfo(case.x.dtype).eps * removing.untouched()["logit"].abs()
     said = torch.cat([law.said(maps, *batch) for batch in batches(case, samples)]).view(samples, -1).T
 
     broken = first_reason(
-        {"not finite": ~said.isfinite().all(1)}, {"no perturbation changes the output": ~drops.any(1)}
+        {"not finite": ~said.isfinite().all(1)}, {"no perturbation changes the output": drops.abs().amax(1) <= rounding}
     )
     silent = first_reason(broken, {"the map says 0 of every perturbation": ~said.any(1)})
     scale = (said * drops).mean(1) / (said**2).mean(1)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of
 from harness.metrics.perturbation import Removal, relevance_of
+from harness.metrics.preprocessing import first_reason
 from harness.registry import metric
 from harness.types import Count, Score
 
@@ -31,13 +34,17 @@ def irof(case: Case, *, fill: str = "mean", superpixels: Count = 100) -> Iterato
     """
     removing = Removal(fill, superpixels=superpixels if case.x.ndim > 2 else 0).on(case)
     relevance, undefined = relevance_of(case)
+    # One by one also where SLIC made more of them than it was asked for.
+    most = int(removing.counts.max())
+    found = curves(removing, relevance, [count / most for count in range(most + 1)], ("most_first", "random"))
     fractions = [count / removing.nominal for count in range(removing.nominal + 1)]
-    found = curves(removing, relevance, fractions, ("most_first", "random"))
-    yield from curve_scores(found, fractions, undefined)
-    lost, random = (
-        1 - found[order].area("probability") / found[order].outputs["probability"][:, 0]
-        for order in ("most_first", "random")
-    )
+    shown = torch.tensor([round(fraction * most) for fraction in fractions], device=case.x.device)
+    yield from curve_scores({order: curve.at(shown) for order, curve in found.items()}, fractions, undefined)
+
+    whole = removing.untouched()["probability"]
+    nothing = first_reason({"no probability to lose": whole == 0})
+    undefined = first_reason(undefined, nothing)
+    lost, random = (1 - found[order].area("probability") / whole for order in ("most_first", "random"))
     yield score_of("area_over_curve", lost, undefined, mode="most_first")
-    yield score_of("area_over_curve", random, {}, mode="random")
+    yield score_of("area_over_curve", random, nothing, mode="random")
     yield score_of("area_beyond_random", lost - random, undefined)

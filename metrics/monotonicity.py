@@ -7,14 +7,12 @@ from torch import Tensor
 
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of, steps_of
-from harness.metrics.perturbation import PATCHES, Outputs, Removal, about, relevance_of
+from harness.metrics.perturbation import PATCHES, ROUNDING, Outputs, Removal, about, relevance_of
 from harness.metrics.preprocessing import degenerate, first_reason
 from harness.metrics.similarity import spearman
+from harness.metrics.subsets import same_drops, same_sums
 from harness.registry import metric
 from harness.types import Count, NonNegative, Score
-
-ROUNDING = 16
-"""By how many units in the last place of the largest logit a step may fall and still count as level."""
 
 
 @metric(
@@ -98,8 +96,7 @@ def monotonicity_correlation(
 
     effect = removing.once("squares of each unit alone", alone)["logit"]
     means = removing.means(relevance)
-    same = {"the same effect of every unit": effect.amax(1) == effect.amin(1)}
-    undefined = first_reason(broken, {"the same relevance of every unit": means.amax(1) == means.amin(1)}, same)
+    undefined = first_reason(broken, same_sums(means, "unit"), same_drops(removing, effect.sqrt(), "unit"))
     yield score_of("spearman", spearman(means, effect), undefined, "absolute")
 
 

@@ -7,7 +7,7 @@ from harness.metrics.curves import score_of
 from harness.metrics.perturbation import PATCHES, Removal, about, relevance_of
 from harness.metrics.preprocessing import first_reason
 from harness.metrics.similarity import pearson, spearman
-from harness.metrics.subsets import single_drops
+from harness.metrics.subsets import same_drops, same_sums, single_drops
 from harness.registry import metric
 from harness.types import NonNegative, Score
 
@@ -37,8 +37,8 @@ def occlusion_faithfulness(case: Case, *, fill: str, patch: NonNegative = 0) -> 
     drops, sums = single_drops(removing)["logit"], removing.sums(relevance)
     undefined = first_reason(
         broken,
-        {"the same sum in every patch": sums.amax(1) == sums.amin(1)},
-        {"the same drop for every patch": drops.amax(1) == drops.amin(1)},
+        same_sums(sums, "patch"),
+        same_drops(removing, drops, "patch"),
     )
     for measure, correlation in (("pearson", pearson), ("spearman", spearman)):
         yield score_of(measure, correlation(sums, drops), undefined)

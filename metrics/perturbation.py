@@ -24,6 +24,9 @@ ORDERS: tuple[Order, ...] = ("most_first", "least_first", "random")
 PATCHES, LARGEST = 49, 1024
 """How many patches there are, about, and at most, where a metric is not told their side."""
 
+ROUNDING = 16
+"""By how many units in the last place outputs may differ and still be the same."""
+
 NOISE = 0.01
 """Standard deviation of what is added to linear imputation, as a fraction of the valid range."""
 
@@ -181,13 +184,16 @@ class Removing:
             gone: which units of each.
             draw: of a random fill.
         """
-        x = self.case.x[rows]
-        axes = x.shape[2:] or x.shape[1:]
-        where = (gone if self.single else gone.gather(1, self.units[rows])).view(-1, *axes)
+        x, where = self.case.x[rows], self.positions(rows, gone)
         name = self.removal.fill
         if name in IMPUTATIONS:
             return self._imputed(x, rows, where, draw)
         return torch.where(where if x.ndim == 2 else where.unsqueeze(1), self._fills(draw)[rows], x)
+
+    def positions(self, rows: Int[Tensor, " m"], units: Bool[Tensor, "m units"]) -> Bool[Tensor, "m *axes"]:
+        """The positions of the marked units of these samples."""
+        axes = self.case.x.shape[2:] or self.case.x.shape[1:]
+        return (units if self.single else units.gather(1, self.units[rows])).view(-1, *axes)
 
     @property
     def draws(self) -> int:

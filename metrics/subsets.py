@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from harness.metrics.perturbation import Outputs, Removing
+from harness.metrics.perturbation import ROUNDING, Outputs, Removing
 
 
 def drops_of(removing: Removing, left: Outputs) -> Outputs:
@@ -21,6 +21,21 @@ def single_drops(removing: Removing) -> Outputs:
         return removing.outputs(count, lambda _, version: number == version[:, None])
 
     return drops_of(removing, removing.once("each unit alone", alone))
+
+
+def same_drops(
+    removing: Removing, drops: Float[Tensor, "n k"], of: str, output: str = "logit"
+) -> dict[str, Bool[Tensor, " n"]]:
+    """Where what is lost differs by nothing but the rounding of outputs, so that it correlates with nothing."""
+    size = removing.untouched()[output].abs().maximum(drops.abs().amax(1))
+    rounding = ROUNDING * torch.finfo(removing.case.x.dtype).eps * size
+    return {f"the same drop for every {of}": drops.amax(1) - drops.amin(1) <= rounding}
+
+
+def same_sums(sums: Float[Tensor, "n k"], of: str) -> dict[str, Bool[Tensor, " n"]]:
+    """Where sums of the map differ by nothing but rounding, in the type that maps have at least."""
+    rounding = torch.finfo(torch.float32).eps * sums.abs().amax(1)
+    return {f"the same sum in every {of}": sums.amax(1) - sums.amin(1) <= rounding}
 
 
 def subset_ranks(removing: Removing, subsets: int) -> Int[Tensor, "n subsets units"]:

@@ -9,7 +9,7 @@ import torch
 from skimage.segmentation import slic
 
 from cases import Linear, case_of, network, rows, values
-from harness.metrics.curves import curves, steps_of
+from harness.metrics.curves import Curve, curves, steps_of
 from harness.metrics.perturbation import Removal
 from harness.random import Draws
 from harness.space import InputSpace
@@ -122,6 +122,14 @@ def test_the_fractions_of_a_curve_are_those_that_are_truly_gone():
     assert int(removing.counts.min()) < int(removing.counts.max())
 
 
+def test_an_area_is_the_mean_height_also_of_a_curve_that_ends_early():
+    removed = torch.tensor([[0, 0.1, 0.5], [0, 0.2, 0.4]], dtype=torch.float64)
+    constant, straight = torch.full((2, 3), 0.7, dtype=torch.float64), 1 - removed
+    curve = Curve(removed, {"constant": constant, "straight": straight})
+    assert curve.area("constant").tolist() == pytest.approx([0.7, 0.7], abs=1e-15)
+    assert curve.area("straight").tolist() == pytest.approx([0.75, 0.8], abs=1e-15)
+
+
 def test_superpixels_of_a_signal_are_pieces_of_it():
     weight, x = normal(2, 40, seed=1) / 4, normal(3, 2, 20, seed=2)
     case = case_of(Linear(weight), x, torch.tensor([0, 1, 0]), normal(3, 2, 20, seed=3))
@@ -225,6 +233,15 @@ def test_what_has_no_part_of_a_method_is_computed_once_for_all_of_them():
     before = second.passes.forward
     rows(second, "pixel_flipping", fill="black", steps=4)
     assert second.passes.forward - before == 5 * 3 * 3
+
+
+@pytest.mark.parametrize("other", [{"patch": 3}, {"superpixels": 14}, {"imputations": 2}, {"fill": "mean"}])
+def test_what_is_shared_is_that_of_the_same_removal(other):
+    case, weight = smooth_case()
+    rows(case, "pixel_flipping", fill="noise", steps=4)
+    fresh = case_of(Linear(weight), case.x, case.target, case.maps)
+    frames = [rows(each, "pixel_flipping", **{"fill": "noise", "steps": 4, **other}) for each in (case, fresh)]
+    assert frames[0].equals(frames[1])
 
 
 def test_what_is_shared_is_that_of_the_samples_at_hand():

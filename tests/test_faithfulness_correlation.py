@@ -100,8 +100,10 @@ def test_scale_and_shift_of_a_map_change_nothing_where_all_subsets_have_one_size
     model, x, target = network("functional", torch.float64)
     maps = random_maps(x.shape)
     options = {"groups": 12} if metric == "faithfulness_estimate" else {}
-    frames = [rows(case_of(model, x, target, each), metric, fill="mean", **options) for each in (maps, 7 * maps - 3)]
-    np.testing.assert_allclose(frames[0]["value"], frames[1]["value"], rtol=0, atol=1e-10)
+    expected = rows(case_of(model, x, target, maps), metric, fill="mean", **options)
+    for other in (7 * maps - 3, maps / 1000 + 5):
+        frame = rows(case_of(model, x, target, other), metric, fill="mean", **options)
+        np.testing.assert_allclose(frame["value"], expected["value"], rtol=0, atol=1e-9)
 
 
 @every_metric
@@ -287,8 +289,7 @@ def test_the_size_of_the_chunks_does_not_matter(metric, chunk, fill):
     maps = random_maps(x.shape)
     options = {"groups": 9} if metric == "faithfulness_estimate" else {"subsets": 9}
     small, large = (
-        rows(case_of(model, x, target, maps, chunk=each), metric, fill=fill, patch=2, **options)
-        for each in (chunk, 64)
+        rows(case_of(model, x, target, maps, chunk=each), metric, fill=fill, patch=2, **options) for each in (chunk, 64)
     )
     np.testing.assert_allclose(small["value"], large["value"], rtol=0, atol=1e-9)
 
@@ -335,6 +336,29 @@ def test_what_cannot_be_correlated_is_undefined_with_its_reason(metric):
     if metric == "sensitivity_n":
         mean = list(reasons_of(frame, "mean_pearson").astype(object))
         assert mean[:5] == ["undefined at every size"] * 5
+
+
+@every_metric
+def test_sums_that_differ_by_rounding_alone_correlate_with_nothing(metric):
+    case = linear_case((1, 6, 6))
+    maps = torch.zeros_like(case.x)
+    for place, value in enumerate((0.1, 0.2, 0.3, 0.0)):
+        for patch in range(9):
+            turned = (place + patch) % 4
+            maps[:, 0, patch // 3 * 2 + turned // 2, patch % 3 * 2 + turned % 2] = value
+    options = {"groups": 9} if metric == "faithfulness_estimate" else {}
+    frame = rows(with_maps(case, maps), metric, fill="black", patch=2, **options)
+    assert frame["value"].isna().all()
+
+
+@every_metric
+def test_drops_that_differ_by_rounding_alone_correlate_with_nothing(metric):
+    x = torch.full((3, 1, 6, 6), 0.1, dtype=torch.float64)
+    model = Linear(torch.full((2, 36), 0.7, dtype=torch.float64))
+    case = case_of(model, x, torch.zeros(3, dtype=torch.int64), random_maps(x.shape))
+    options = {"groups": 9} if metric == "faithfulness_estimate" else {}
+    frame = rows(case, metric, fill="black", **options)
+    assert values(frame, EVERY[metric][1][0]).isnan().all()
 
 
 def test_the_mean_over_sizes_is_that_of_the_sizes_where_it_is_defined():

@@ -127,9 +127,7 @@ def test_captum_agrees_on_the_same_perturbations(law, normalize):
         mask = (changed != 0).any(1, keepdim=True).expand_as(changed).double()
         return mask if law == "squares" else changed, ours
 
-    expected = captum_infidelity(
-        model, perturb, x, case.maps, target=target, n_perturb_samples=20, normalize=normalize
-    )
+    expected = captum_infidelity(model, perturb, x, case.maps, target=target, n_perturb_samples=20, normalize=normalize)
     found = values(frame, "scaled_infidelity" if normalize else "infidelity")
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-13)
 
@@ -139,24 +137,17 @@ def test_captum_agrees_on_the_same_perturbations(law, normalize):
 def test_scale_enters_the_raw_value_quadratically_and_the_others_not_at_all(law, factor):
     model, x, target = network("functional", torch.float64)
     maps = random_maps(x.shape)
-    once, scaled, large, huge = (
+    zero, once, minus, scaled = (
         rows(case_of(model, x, target, each * maps), "infidelity", fill="black", perturbation=law, samples=20)
-        for each in (1.0, factor, 1e6, 2e6)
+        for each in (0.0, 1.0, -1.0, factor)
     )
     for measure in ("scaled_infidelity", "relative_infidelity"):
         torch.testing.assert_close(values(scaled, measure), values(once, measure), rtol=1e-9, atol=0)
     torch.testing.assert_close(values(scaled, "best_scale") * factor, values(once, "best_scale"))
-    torch.testing.assert_close(values(huge, "infidelity"), 4 * values(large, "infidelity"), rtol=1e-4, atol=0)
-    # The exact quadratic in the factor, through three of its points.
-    zero, one, minus = (
-        values(
-            rows(case_of(model, x, target, each * maps), "infidelity", fill="black", perturbation=law, samples=20),
-            "infidelity",
-        )
-        for each in (0.0, 1.0, -1.0)
-    )
-    square, slope = (one + minus) / 2 - zero, (one - minus) / 2
-    torch.testing.assert_close(values(scaled, "infidelity"), square * factor**2 + slope * factor + zero)
+    at_zero, at_one, at_minus, found = (values(frame, "infidelity") for frame in (zero, once, minus, scaled))
+    square, slope = (at_one + at_minus) / 2 - at_zero, (at_one - at_minus) / 2
+    assert (square > 0).all()
+    torch.testing.assert_close(found, square * factor**2 + slope * factor + at_zero)
 
 
 @pytest.mark.parametrize(("shape", "side", "expected"), [((2, 9, 9), 3, 3), ((1, 8, 15), 0, 2), ((2, 4, 4), 0, 1)])

@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,19 +100,27 @@ def test_every_metric_names_a_headline_that_it_yields():
 
     from cases import case_of, network, rows
 
-    model, x, target = network("modules", n=3)
+    model, x, _ = network("modules", n=12)
+    target = torch.arange(12) % 2
     for entry in ours(METRICS):
         name = entry.name
-        if name == "label_randomization":
-            continue  # needs a partner; tests/test_label_randomization.py has one
+        if {"partner", "recipe"} & set(entry.needs):
+            continue  # tests/test_label_randomization.py and tests/test_remove_and_retrain.py have them
+        explainer = ("integrated_gradients", {"baseline": "grey", "steps": 8})
         options = {"full_draws": 2, "cascade_draws": 0} if name == "parameter_randomization" else {}
         options |= {"fill": "black"} if "fill" in entry.options else {}
-        frame = rows(
-            case_of(model, x, target, "input_x_gradient", build=lambda: network("modules")[0]), name, **options
-        )
+        frame = rows(case_of(model, x, target, explainer, build=lambda: network("modules")[0]), name, **options)
         assert entry.headline in set(frame["measure"]), name
         assert entry.direction in ("higher", "lower", None)
         assert torch.tensor(frame.loc[frame["measure"] == entry.headline, "value"].to_numpy()).isfinite().all()
+
+
+def test_every_metric_says_what_it_answers_and_when_it_misleads():
+    known = set(re.findall(r"@\w+\{(\w+),", (ROOT / "harness" / "references.bib").read_text()))
+    for entry in ours(METRICS):
+        assert entry.question.endswith("?"), entry.name
+        assert entry.misleads.endswith("."), entry.name
+        assert not entry.cite or entry.cite in known, entry.name
 
 
 def test_doctests():

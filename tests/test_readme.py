@@ -62,6 +62,12 @@ def test_what_it_points_to_is_there():
         assert (ROOT / "methods" / target).exists(), target
 
 
+def test_the_table_of_metrics_is_that_of_the_registry():
+    text = (ROOT / "metrics" / "README.md").read_text()
+    table = text.partition(handbook.MARKS[0])[2].partition(handbook.MARKS[1])[0]
+    assert table == handbook.table_of_metrics(), "python -m harness.handbook writes it anew"
+
+
 def test_the_table_of_methods_is_that_of_the_registry():
     table = METHODS_README.partition(handbook.MARKS[0])[2].partition(handbook.MARKS[1])[0]
     assert table == handbook.table_of_methods(), "python -m harness.handbook writes it anew"

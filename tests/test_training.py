@@ -261,8 +261,14 @@ def test_a_new_network_may_be_trained_on_other_samples(folder):
     assert torch.equal(x, before)  # although the recipe writes into its samples
     assert not network.training
     assert differ(network, model.model)
-    assert_same(network, model.train(x, y, 5))
-    assert len(cached()) == 1
+    assert len(cached()) == 2, "kept as soon as it is trained"
+    trained = len(calls(folder))
+    assert_same(network, model.train(x, y, 5, "for another purpose"))
+    assert len(calls(folder)) == trained, "trained once only"
+    assert differ(network, model.train(x, y, 6))
+    assert differ(network, model.train(x[1:], y[1:], 5))
+    assert differ(network, model.train(x, 1 - y, 5))
+    assert len(cached()) == 5
     with pytest.raises(LookupError, match="no training recipe"):
         loaded(folder, {"source": "file:net.py:build", "weights": "random"}).train(x, y, 5)
 
