@@ -45,7 +45,7 @@ def setups(stack: Stack) -> Iterator[Row]:
 
 def fills(found: Sequence[Row]) -> pd.DataFrame:
     """One row for each model and setup: the mean probability, untouched and under random removal (R-OMS)."""
-    rows = {}
+    rows: dict[tuple[str, int, str], Row] = {}
     for each in found:
         key = (each["model"], each["model_seed"], each["metric"])
         interval = mean_interval(each["random"][:, None])

@@ -273,9 +273,14 @@ class Case:
         return known
 
     @property
+    def axes(self) -> torch.Size:
+        """The shape of the positions of a sample: what is left of it without channels."""
+        return self.x.shape[2:] or self.x.shape[1:]
+
+    @property
     def position_axes(self) -> int:
         """How many axes the positions of a sample have: 2 of an image, 1 of a signal or a table."""
-        return max(self.x.ndim - 2, 1)
+        return len(self.axes)
 
     def twin(self, *draw: int) -> nn.Module:
         """A randomly initialized network of the same architecture: the same one for every method."""

@@ -1,4 +1,4 @@
-"""Figures, as PNG files: the cascade picture and the flipping curves. Views of the run, like the tables."""
+"""Figures, as PNG files: the cascade picture, flipping and retraining curves. Views of the run, like the tables."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -28,8 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 SIGNS = (("signed", COLOURS[0], "o", -0.25), ("up_to_sign", COLOURS[2], "^", 0.0), ("absolute", COLOURS[1], "s", 0.25))
 """How maps are compared: their colour, marker and place beside the line of their method."""
 
-CURVES = pc.field("step").is_valid() & (pc.field("measure") == "probability") & pc.field("mode").is_valid()
-"""The rows of the flipping curves."""
+CURVES = {"pixel_flipping": "probability", "remove_and_retrain": "correct"}
+"""The metrics whose curves are drawn, and what of them."""
 
 
 def write_figures(results: "Results", folder: Path) -> list[Path]:
@@ -44,8 +44,10 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
     judged = results.table("verdicts")
     for (model, seed), name in results.subjects.items():
         here = points[(points["model"] == model) & (points["model_seed"] == seed)]
-        if len(here):
-            written.append(_save(draw_curves(here, name), folder / f"pixel_flipping-{name}.png"))
+        for kind, draw in (("pixel_flipping", draw_curves), ("remove_and_retrain", draw_retraining)):
+            some = here[here["kind"] == kind]
+            if len(some):
+                written.append(_save(draw(some, name), folder / f"{kind}-{name}.png"))
         rows = judged[(judged["model"] == model) & (judged["model_seed"] == seed)] if len(judged) else judged
         for test in ("parameter_randomization", "random_logit"):
             shown = rows[(rows["test"] == test) & (rows["measure"] == "spearman")] if len(rows) else rows
@@ -56,13 +58,15 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
 
 
 def curves(results: "Results") -> pd.DataFrame:
-    """One row for each point of a flipping curve: the mean probability of the explained class, with its interval."""
+    """One row for each point of a curve of probability or accuracy against what is removed, with its interval."""
     rows = []
     for stack in results.stacks():
-        for series in stack.series(CURVES):
+        kind = stack.info.get("metric_function", "")
+        points = pc.field("step").is_valid() & pc.field("mode").is_valid() & (pc.field("measure") == CURVES.get(kind))
+        for series in stack.series(points) if kind in CURVES else ():
             place = {name: series.labels[name] for name in ("mode", "step")}
-            rows.append({**stack.labels, **place, **asdict(mean_interval(series.values))})
-    return pd.DataFrame(rows, columns=[*GROUP, "mode", "step", "value", "low", "high"])
+            rows.append({**stack.labels, "kind": kind, **place, **asdict(mean_interval(series.values))})
+    return pd.DataFrame(rows, columns=[*GROUP, "kind", "mode", "step", "value", "low", "high"])
 
 
 def draw_cascade(picture: Cascade) -> Figure:
@@ -115,6 +119,33 @@ def draw_curves(points: pd.DataFrame, model: str) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(f"{model}: pixel flipping, mean with 95 % interval over samples", fontsize=10)
+    return figure
+
+
+def draw_retraining(points: pd.DataFrame, model: str) -> Figure:
+    """Accuracy of networks trained without a fraction of every sample against that fraction, with 95 % bands.
+
+    One panel a metric entry. The dashed black line removes at random: a map is as good as it lies below.
+    """
+    metrics = list(points["metric"].unique())
+    figure = Figure(figsize=(4.6 * len(metrics) + 2.2, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    methods = list(points["method"].unique())
+    for axis, metric in zip(panels, metrics, strict=True):
+        here = points[points["metric"] == metric]
+        for index, method in enumerate(methods):
+            line = here[(here["mode"] == "most_first") & (here["method"] == method)]
+            style = LINES[index // len(COLOURS) % len(LINES)]
+            _curve(axis, line, COLOURS[index % len(COLOURS)], style, str(method))
+        reference = here[(here["mode"] == "random") & (here["method"] == methods[0])]
+        _curve(axis, reference, "black", (0, (4, 2)), "removed at random")
+        axis.set_title(str(metric), fontsize=9)
+        axis.set_xlabel("fraction removed from all samples, most relevant first")
+        axis.grid(alpha=0.25)
+    panels[0].set_ylabel("accuracy of the network trained on the rest")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.suptitle(f"{model}: remove and retrain", fontsize=10)
     return figure
 
 

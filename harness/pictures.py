@@ -65,7 +65,7 @@ def options_of(group: Group) -> Mapping[str, Any]:
 
 def _row(group: Group, seed: int, stages: int, options: Mapping[str, Any]) -> np.ndarray:
     case = group.case(seed=seed, chunk=1)
-    empty = np.full((stages, *(case.x.shape[2:] or case.x.shape[1:])), np.nan)
+    empty = np.full((stages, *case.axes), np.nan)
     how = Randomization(options["batch_norm"], options["fresh"], options["stages"])
     try:
         maps = [case.maps]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-FILLED_BY_NAME = ("baseline", "fill")
+FILLED_BY_NAME: tuple[Literal["baseline"], Literal["fill"]] = ("baseline", "fill")
 """Options that a study gives by name ("black", "blur") and that the input space resolves."""
 
 FILLED = ("space", "background", "draws", "masks", "chunk", "ids", "base", "preprocessing")

@@ -21,8 +21,7 @@ class Blind(nn.Module):
 
     def __init__(self, model: nn.Module, mask: Float[Tensor, "..."]) -> None:
         super().__init__()
-        self.model = model
-        self.register_buffer("mask", mask)
+        self.model, self.mask = model, mask
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
         """Logits."""
@@ -71,7 +70,7 @@ def dummy(case: Case) -> Iterator[Score]:
     Args:
         case: what to test.
     """
-    axes = case.x.shape[2:] or case.x.shape[1:]
+    axes = case.axes
     side = max(max(axes) // (2 * CHECKERS), 1)
     places = sum(
         (torch.arange(size, device=case.x.device) // side).view(-1, *(1,) * (len(axes) - axis - 1))

@@ -74,10 +74,9 @@ def completeness_convergence(case: Case, *, steps: Steps = (4, 8, 16, 32, 64), f
     r"""How the completeness residual of a method falls with its steps or samples: $|\delta_n| / \max(|c|, \tau)$.
 
     The method is run again with each number in the place of its option `steps` or `samples`. `relative_residual` as
-    in `completeness`, stage the number; `last_relative_residual` is that of the largest, and `halvings` by how many
-    factors of two the residual fell for each doubling from the first number to the last: 2 for the trapezoidal rule
-    on a smooth path, about 1 at the kinks of rectifiers, 1/2 for independent samples. Undefined where a residual is 0
-    or the claim is.
+    in `completeness`, stage the number; `last_relative_residual` is that of the largest, and `halvings` how often the
+    residual was halved for each doubling, from the first number to the last: about 1 at the kinks of rectifiers, 1/2
+    for independent samples, more on a smooth path. Undefined where a residual or the claim is 0.
 
     Args:
         case: what to test.

@@ -83,7 +83,7 @@ class _Squares:
 
     def __init__(self, case: Case, fill: str, samples: int, side: int) -> None:
         self.case, self.removing = case, Removal(fill).on(case)
-        axes = case.x.shape[2:] or case.x.shape[1:]
+        axes = case.axes
         self.side = side or max(max(axes) // PART, 1)
         self.key = ("squares", samples, self.side)
         draws = case.draws("infidelity", "squares")

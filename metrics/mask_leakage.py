@@ -13,9 +13,10 @@ from harness.case import Case
 from harness.metrics.perturbation import Order, Removal, relevance_of
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.registry import metric
-from harness.types import Count, NotApplicableError, Score
+from harness.types import Count, NotApplicableError, Role, Score
 
 FOLDS, PENALTY = 5, 10.0
+ROLES: dict[Order, Role] = {"most_first": "test", "random": "floor_random"}
 
 
 @metric(
@@ -51,24 +52,17 @@ def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iter
         raise NotApplicableError(f"needs two classes with {FOLDS} samples each, the largest has {int(counts.max())}")
     relevance, broken = relevance_of(case)
     few = first_reason({f"fewer than {FOLDS} samples of its class": ~usable})
-    target = case.target[usable]
-    for order, role, undefined in (
-        ("most_first", "test", first_reason(few, broken)),
-        ("random", "floor_random", few),
-    ):
-        marks = _marks(case, relevance, Removal("zero", patch), order, fraction)[usable]
+    target, removing = case.target[usable], Removal("zero", patch).on(case)
+    marked = (fraction * removing.counts).round()[:, None]
+    undefined_of = {"test": first_reason(few, broken), "floor_random": few}
+    for order, role in ROLES.items():
+        undefined = undefined_of[role]
+        marks = (removing.ranks(order, relevance) < marked)[usable].double()
         right = torch.zeros(len(case.x), dtype=torch.float64, device=case.x.device)
         right[usable] = (_predicted(marks, target) == target).double()
         values = undefined_as_nan(right, undefined)
         yield Score("class_from_mask", values, undefined, channels="sum", sign="signed", role=role)
     yield Score("commonest_class", counts[counts >= FOLDS].max().double() / usable.sum())
-
-
-def _marks(
-    case: Case, relevance: Float[Tensor, "n *axes"], removal: Removal, order: Order, fraction: float
-) -> Float[Tensor, "n units"]:
-    removing = removal.on(case)
-    return (removing.ranks(order, relevance) < (fraction * removing.counts).round()[:, None]).double()
 
 
 def _predicted(marks: Float[Tensor, "n units"], target: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

@@ -127,9 +127,9 @@ class Removing:
     @cached_property
     def units(self) -> Int[Tensor, "n d"]:
         """The unit of each position."""
-        case, axes = self.case, self.case.x.shape[2:] or self.case.x.shape[1:]
+        case = self.case
         if not self.removal.superpixels:
-            return patches(tuple(axes), self.removal.patch, case.x.device).flatten().expand(len(case.x), -1)
+            return patches(tuple(case.axes), self.removal.patch, case.x.device).flatten().expand(len(case.x), -1)
         known = case.shared_here("superpixels")
         if self.removal.superpixels not in known:
             known[self.removal.superpixels] = superpixels(case.x, case.space, self.removal.superpixels).flatten(1)
@@ -192,8 +192,7 @@ class Removing:
 
     def positions(self, rows: Int[Tensor, " m"], units: Bool[Tensor, "m units"]) -> Bool[Tensor, "m *axes"]:
         """The positions of the marked units of these samples."""
-        axes = self.case.x.shape[2:] or self.case.x.shape[1:]
-        return (units if self.single else units.gather(1, self.units[rows])).view(-1, *axes)
+        return (units if self.single else units.gather(1, self.units[rows])).view(-1, *self.case.axes)
 
     @property
     def draws(self) -> int:
@@ -261,8 +260,7 @@ class Removing:
 
 def about(case: Case, count: int) -> int:
     """The side of patches of which there are about `count`, whatever the size of the input; 1 for a table."""
-    axes = case.x.shape[2:]
-    return ceil((prod(axes) / count) ** (1 / len(axes))) if axes else 1
+    return ceil((prod(case.axes) / count) ** (1 / len(case.axes))) if case.x.ndim > 2 else 1
 
 
 def relevance_of(

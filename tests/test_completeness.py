@@ -10,6 +10,7 @@ from cases import Linear, case_of, relu_mlp, rows, values
 from harness import METHODS
 from harness.case import Explainer
 from harness.doctor import doctor
+from harness.types import NotApplicableError
 
 
 def batch(n=8):
@@ -108,3 +109,23 @@ def test_the_table_of_what_applies_shows_no_claim_that_the_options_do_not_make(m
     assert rows.loc["input_x_gradient", "claim"] == ""
     assert rows.loc["input_x_gradient", ["residual"]].isna().all()
     assert rows.loc["integrated_gradients", "claim"] == "difference"
+
+
+def test_convergence_is_the_residual_at_each_number_of_steps():
+    x, target = batch()
+    model = relu_mlp(bias=0.5)
+    method = ("integrated_gradients", {"baseline": "zero", "steps": 3})
+    frame = rows(case_of(model, x, target, method), "completeness_convergence", steps=[32, 4, 8])
+    for steps in (4, 8, 32):
+        alone = case_of(model, x, target, ("integrated_gradients", {"baseline": "zero", "steps": steps}))
+        expected = values(rows(alone, "completeness"), "relative_residual")
+        torch.testing.assert_close(values(frame, "relative_residual", stage=f"{steps} steps"), expected)
+    torch.testing.assert_close(values(frame, "last_relative_residual"), expected)
+    first, last = (values(frame, "relative_residual", stage=f"{steps} steps") for steps in (4, 32))
+    torch.testing.assert_close(values(frame, "halvings"), (first / last).log2() / 3)
+
+
+def test_convergence_needs_something_to_converge_with():
+    x, target = batch()
+    with pytest.raises(NotApplicableError, match="input_x_gradient has no steps or samples"):
+        rows(case_of(relu_mlp(), x, target, "input_x_gradient"), "completeness_convergence")

@@ -15,18 +15,19 @@ OURS = sorted(
 )
 SMALL = {
     "parameter_randomization": {"full_draws": 2, "cascade_draws": 1},
-    "smooth_parameter_randomization": {"copies": 2},
-    "sensitivity_n": {"sizes": 3, "subsets": 10},
+    "smooth_parameter_randomization": {"samples": 2},
+    # In patches, because what one pixel costs here is hardly above the rounding of a float32 logit.
+    "sensitivity_n": {"sizes": 3, "subsets": 10, "patch": 3},
     "completeness_convergence": {"steps": [2, 5]},
 }
 NUMERICS = [("float64", 1e-9), ("float32", 1e-3)]
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def case_for(name, chunk, dtype=torch.float64, device="cpu"):
     model, x, _ = network("functional", dtype, n=12)
     model, x = model.to(device), x.to(device)
-    method = ("integrated_gradients", {"steps": 4, "baseline": "grey"})
+    claims = "claim" in METRICS[name].needs
+    method = ("integrated_gradients", {"steps": 4, "baseline": "grey"}) if claims else "gradient"
     target = torch.arange(12, device=device) % 2
     return case_of(model, x, target, method, build=lambda: network("functional", dtype)[0].to(device), chunk=chunk)
 
@@ -61,11 +62,12 @@ def test_twice_the_same_is_bit_identical(name):
     assert once.equals(again)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", OURS)
-def test_every_device_agrees_with_the_cpu_in_double(name, device):
-    frames = [rows(case_for(name, 64, torch.float64, where), name, **options_of(name)) for where in ("cpu", device)]
-    compared(*frames, 1e-9)
+if torch.cuda.is_available():
+
+    @pytest.mark.parametrize("name", OURS)
+    def test_cuda_agrees_with_the_cpu_in_double(name):
+        frames = [rows(case_for(name, 64, torch.float64, where), name, **options_of(name)) for where in ("cpu", "cuda")]
+        compared(*frames, 1e-9)
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -163,5 +163,7 @@ def test_a_flat_map_has_no_order_and_says_so(folder):
 def test_without_a_recipe_it_does_not_apply():
     x = torch.rand(4, 1, 6, 6)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2)).eval()
-    results = harness.evaluate(model, x, methods=["gradient"], metrics=[{"metric": "remove_and_retrain", "fill": "zero"}])
+    results = harness.evaluate(
+        model, x, methods=["gradient"], metrics=[{"metric": "remove_and_retrain", "fill": "zero"}]
+    )
     assert "no recipe" in results.cells.loc[results.cells["metric"] == "remove_and_retrain", "reason"].iloc[0]
