@@ -21,6 +21,9 @@ METRICS = [
     "completeness",
     {"metric": "pixel_flipping", "fill": "black"},
     {"metric": "occlusion_faithfulness", "fill": "black"},
+    {"metric": "sensitivity_n", "fill": "black", "sizes": 3, "subsets": 20},
+    {"metric": "infidelity", "fill": "black", "samples": 50},
+    {"metric": "road", "fill": "noisy_linear"},
 ]
 
 

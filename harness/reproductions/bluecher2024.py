@@ -137,7 +137,7 @@ def random_is_last(evidence: Evidence, most: float) -> Finding:
 
     return every(
         above(
-            _bootstrapped(f"share of the setups in which {name} is ahead", partial(ahead, index), values, least=0), most
+            _bootstrapped(f"share of the setups in which {name} is ahead", partial(ahead, index), values, least=0.0), most
         )
         for index, name in enumerate(methods)
         if index != random
@@ -145,7 +145,7 @@ def random_is_last(evidence: Evidence, most: float) -> Finding:
 
 
 def _bootstrapped(
-    name: str, statistic: Callable[[np.ndarray], float], values: Mapping[str, Scores], least: int = -1
+    name: str, statistic: Callable[[np.ndarray], float], values: Mapping[str, Scores], least: float = -1.0
 ) -> Reading:
     """A statistic of the samples, in [least, 1], with its interval."""
     return Reading(name, limits=basic_bootstrap(statistic, values["gain"].shape[2], least=least))
