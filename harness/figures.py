@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from harness.results import Results
 
-DPI = 150
+DPI, PANELS = 150, 3
 CLIP_PERCENTILE = 99.5
 DIVERGING = "RdBu_r"
 LINES = ("-", "--", ":")
@@ -95,27 +95,32 @@ def draw_cascade(picture: Cascade) -> Figure:
 def draw_curves(points: pd.DataFrame, model: str) -> Figure:
     """Mean probability of the explained class against the fraction removed, with 95 % bands: the rows of `curves`.
 
-    One column a metric entry (fill), one row an order. The dashed black line removes at random.
+    A pair of panels for each metric entry (fill, unit), one an order. The dashed black line removes at random.
     """
-    metrics = list(points["metric"].unique())
-    figure = Figure(figsize=(4.2 * len(metrics) + 2.4, 6.6), layout="constrained")
-    axes = figure.subplots(2, len(metrics), sharex=True, sharey=True, squeeze=False)
-    methods = list(points["method"].unique())
-    for column, metric in enumerate(metrics):
+    metrics, methods = list(points["metric"].unique()), list(points["method"].unique())
+    columns = min(len(metrics), PANELS)
+    rows = 2 * -(-len(metrics) // columns)
+    figure = Figure(figsize=(4.2 * columns + 2.4, 3.1 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for number, metric in enumerate(metrics):
         here = points[points["metric"] == metric]
         reference = here[(here["mode"] == "random") & (here["method"] == methods[0])]
-        for row, mode in enumerate(("most_first", "least_first")):
-            axis = axes[row, column]
+        for below, mode in enumerate(("most_first", "least_first")):
+            axis = axes[2 * (number // columns) + below, number % columns]
+            axis.set_visible(True)
             for index, method in enumerate(methods):
                 line = here[(here["mode"] == mode) & (here["method"] == method)]
                 style = LINES[index // len(COLOURS) % len(LINES)]
                 _curve(axis, line, COLOURS[index % len(COLOURS)], style, str(method))
             _curve(axis, reference, "black", (0, (4, 2)), "removed at random")
-            axis.set_title(f"{metric}, {mode.replace('_', ' relevant ')}", fontsize=9)
+            options = str(metric).partition("[")[2].rstrip("]").replace(",", ", ") or metric
+            axis.set_title(f"{options}: {mode.replace('_', ' relevant ')}", fontsize=9)
             axis.grid(alpha=0.25)
-        axes[1, column].set_xlabel("fraction of pixels removed")
-    for row in range(2):
-        axes[row, 0].set_ylabel("probability of the explained class")
+            axis.tick_params(labelbottom=True)
+    figure.supxlabel("fraction removed", fontsize=10)
+    figure.supylabel("probability of the explained class", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(f"{model}: pixel flipping, mean with 95 % interval over samples", fontsize=10)

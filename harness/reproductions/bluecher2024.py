@@ -137,7 +137,8 @@ def random_is_last(evidence: Evidence, most: float) -> Finding:
 
     return every(
         above(
-            _bootstrapped(f"share of the setups in which {name} is ahead", partial(ahead, index), values, least=0.0), most
+            _bootstrapped(f"share of the setups in which {name} is ahead", partial(ahead, index), values, least=0.0),
+            most,
         )
         for index, name in enumerate(methods)
         if index != random
