@@ -1,6 +1,7 @@
 """Correlation over random subsets of what they cost and what the map says: one size, or a range of sizes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -41,7 +42,8 @@ def faithfulness_correlation(
         patch: side of the square patches that are removed together; 0 makes about 1,024 of them, or fewer.
     """
     removing = Removal(fill, patch or about(case, LARGEST)).on(case)
-    yield from _correlations(removing, [fraction], subsets)
+    # One size is no curve.
+    yield from (replace(score, step=None) for score in _correlations(removing, [fraction], subsets))
 
 
 @metric(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import harness
 from cases import case_of, network, rows
 from harness import METRICS
 from harness.digests import digest
@@ -68,6 +69,27 @@ if torch.cuda.is_available():
     def test_cuda_agrees_with_the_cpu_in_double(name):
         frames = [rows(case_for(name, 64, torch.float64, where), name, **options_of(name)) for where in ("cpu", "cuda")]
         compared(*frames, 1e-9)
+
+
+def test_every_headline_reaches_the_table():
+    model, x, _ = network("functional", torch.float32, n=12)
+    space = harness.InputSpace("image", mean=(0.0, 0.0), std=(1.0, 1.0))
+    metrics = [{"metric": name, **options_of(name)} for name in OURS]
+    results = harness.evaluate(
+        model,
+        x,
+        [row % 2 for row in range(12)],
+        methods=["input_x_gradient", {"method": "integrated_gradients", "steps": 4}],
+        metrics=metrics,
+        space=space,
+        target="label",
+    )
+    assert results.failures.empty
+    headlines = results.table("headlines")
+    for name in OURS:
+        rows_of_metric = headlines[(headlines["metric"] == name) & (headlines["status"] == "done")]
+        assert len(rows_of_metric), name
+        assert rows_of_metric["value"].notna().any(), name
 
 
 @pytest.mark.parametrize("name", OURS)

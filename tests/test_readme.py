@@ -36,8 +36,16 @@ def test_the_lines_for_ones_own_model_run(capsys):
     assert harness.explain(scope["model"], scope["x"], method="smoothgrad", samples=2).shape == (6, 3, 16, 16)
 
 
+def test_the_faithfulness_metrics_are_valid():
+    metrics = yaml.safe_load(blocks("yaml")[0])["metrics"]
+    study = {"name": "faithful", "data": "mnist-5k", "models": ["mnist-cnn"], "methods": ["gradient"]}
+    labels = [metric.label for metric in load_study({**study, "metrics": metrics}).metrics]
+    assert len(labels) == 8 + 1 + 1
+    assert labels[0] == "pixel_flipping[fill=mean,superpixels=25]"
+
+
 def test_the_study_is_valid():
-    resolved = load_study(yaml.safe_load(blocks("yaml")[0]))
+    resolved = load_study(yaml.safe_load(next(block for block in blocks("yaml") if "name: fills" in block)))
     assert [metric.label for metric in resolved.metrics][1:] == [
         f"pixel_flipping[fill={f}]" for f in ("black", "grey", "blur")
     ]

@@ -5,4 +5,5 @@ import torchvision
 
 
 def build():
+    """New weights, to be loaded."""
     return torchvision.models.mobilenet_v2(weights=None).to(memory_format=torch.channels_last)
