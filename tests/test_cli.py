@@ -29,7 +29,7 @@ def test_a_run_writes_tables_and_figures_and_ends_in_three_lines(tmp_path):
     last = [line for line in done.stdout.splitlines() if line.strip()][-3:]
     assert [line.partition(":")[0] for line in last] == ["held", "did not hold", "look at"]
     folder = tmp_path / "results" / "small"
-    names = "leaderboard headlines verdicts thresholds sensitivity cascade stages summary cost".split()
+    names = "leaderboard headlines verdicts thresholds sensitivity cascade stages agreement fills summary cost".split()
     assert sorted(p.name for p in (folder / "tables").iterdir()) == sorted(
         f"{n}.{e}" for n in names for e in ("csv", "md")
     )

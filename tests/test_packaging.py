@@ -106,7 +106,8 @@ def test_every_metric_names_a_headline_that_it_yields():
         name = entry.name
         if {"partner", "recipe"} & set(entry.needs):
             continue  # tests/test_label_randomization.py and tests/test_remove_and_retrain.py have them
-        explainer = ("integrated_gradients", {"baseline": "grey", "steps": 8})
+        claims = "claim" in entry.needs
+        explainer = ("integrated_gradients", {"baseline": "grey", "steps": 8}) if claims else "input_x_gradient"
         options = {"full_draws": 2, "cascade_draws": 0} if name == "parameter_randomization" else {}
         options |= {"fill": "black"} if "fill" in entry.options else {}
         frame = rows(case_of(model, x, target, explainer, build=lambda: network("modules")[0]), name, **options)
