@@ -10,7 +10,7 @@ COARSEST, DAMPING, ITERATIONS = 8, 0.8, 500
 """Of the solver: side of the coarsest grid, share of a Jacobi step, and after how many cycles it gives up (not met)."""
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-"""Of the residual of the linear system, relative to its right side: far below the noise that is added."""
+"""Of the residual of the linear system, relative to its right side and to the first: far below the noise added."""
 
 
 def linear(x: Float[Tensor, "n *shape"], missing: Bool[Tensor, "n *axes"]) -> Float[Tensor, "n *shape"]:
@@ -62,7 +62,8 @@ def _solved(known: Float[Tensor, "n c h w"], missing: Bool[Tensor, "n 1 h w"]) -
     right = hidden * _neighbours(known)
     guess = hidden * _coarse_guess(known, missing)
     residual = right - hidden * (weights * guess - _neighbours(guess))
-    enough = TOLERANCE[known.dtype] ** 2 * _dot(right, right)
+    # Also of the first residual: where all around is zero, so is the right side, and no guess but zero would do.
+    enough = TOLERANCE[known.dtype] ** 2 * (_dot(right, right) + _dot(residual, residual))
     direction, power = torch.zeros_like(guess), torch.ones_like(enough)
     # What is long and thin soon has no coarser grid, and then takes as many steps as it is long.
     for _ in range(ITERATIONS + max(known.shape[-2:])):
