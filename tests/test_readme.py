@@ -76,6 +76,19 @@ def test_the_table_of_metrics_is_that_of_the_registry():
     assert table == handbook.table_of_metrics(), "python -m harness.handbook writes it anew"
 
 
+def test_the_metric_of_the_how_to_runs(tmp_path):
+    text = (ROOT / "metrics" / "README.md").read_text()
+    (tmp_path / "share.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
+    from harness.plugins import load_file
+
+    load_file(tmp_path / "share.py")
+    results = harness.evaluate(build(), torch.rand(4, 3, 16, 16), methods=["gradient"], metrics=["largest_share"])
+    assert results.failures.empty
+    assert results.records["value"].between(0, 1).all()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / "metrics" / target).exists(), target
+
+
 def test_the_table_of_methods_is_that_of_the_registry():
     table = METHODS_README.partition(handbook.MARKS[0])[2].partition(handbook.MARKS[1])[0]
     assert table == handbook.table_of_methods(), "python -m harness.handbook writes it anew"
