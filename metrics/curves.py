@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from harness.metrics.perturbation import ORDERS, Order, Outputs, Removing
@@ -28,9 +28,11 @@ class Curve:
     removed: Float[Tensor, "n steps"]
     outputs: Outputs
 
-    def at(self, steps: Int[Tensor, " some"]) -> "Curve":
-        """The same at some of its steps."""
-        return Curve(self.removed[:, steps], {name: values[:, steps] for name, values in self.outputs.items()})
+    def at(self, fractions: Float[Tensor, " some"]) -> "Curve":
+        """The same at the step of each sample that is nearest to each fraction."""
+        steps = (self.removed[:, None] - fractions[:, None]).abs().argmin(2)
+        outputs = {name: values.gather(1, steps) for name, values in self.outputs.items()}
+        return Curve(self.removed.gather(1, steps), outputs)
 
     def area(self, measure: str) -> Float[Tensor, " n"]:
         """The mean height of a curve by the trapezoidal rule: its area over the fraction removed, per fraction."""

@@ -38,7 +38,7 @@ def irof(case: Case, *, fill: str = "mean", superpixels: Count = 100) -> Iterato
     most = int(removing.counts.max())
     found = curves(removing, relevance, [count / most for count in range(most + 1)], ("most_first", "random"))
     fractions = [count / removing.nominal for count in range(removing.nominal + 1)]
-    shown = torch.tensor([round(fraction * most) for fraction in fractions], device=case.x.device)
+    shown = torch.tensor(fractions, dtype=torch.float64, device=case.x.device)
     yield from curve_scores({order: curve.at(shown) for order, curve in found.items()}, fractions, undefined)
 
     whole = removing.untouched()["probability"]
