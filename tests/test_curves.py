@@ -348,10 +348,12 @@ def test_patches_and_superpixels_exclude_each_other_and_need_neighbours():
 
 def test_points_of_irof_do_not_depend_on_how_many_superpixels_others_have():
     model, x, target = network("functional", torch.float64)
-    x = torch.nn.functional.interpolate(x[:, :, ::3, ::3], size=(12, 12), mode="bicubic")
-    together = rows(case_of(model, x, target, "gradient"), "irof", fill="black", superpixels=9)
+    x = torch.nn.functional.interpolate(x[:, :, ::4, ::4], size=(24, 24), mode="bicubic") * 2
+    case = case_of(model, x, target, "gradient")
+    assert len(set(Removal("black", superpixels=40).on(case).counts.tolist())) > 1
+    together = rows(case, "irof", fill="black", superpixels=40)
     for row in range(len(x)):
         case = case_of(model, x[row : row + 1], target[row : row + 1], "gradient", samples=[f"s{row}"])
-        alone = rows(case, "irof", fill="black", superpixels=9)
+        alone = rows(case, "irof", fill="black", superpixels=40)
         theirs = together[together["sample"] == f"s{row}"]
         np.testing.assert_allclose(theirs["value"].to_numpy(), alone["value"].to_numpy(), rtol=0, atol=1e-9)
