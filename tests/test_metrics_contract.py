@@ -21,7 +21,7 @@ SMALL = {
     "sensitivity_n": {"sizes": 3, "subsets": 50, "patch": 3},
     "completeness_convergence": {"steps": [2, 5]},
 }
-NUMERICS = [("float64", 1e-9), ("float32", 1e-3)]
+NUMERICS = [("float64", 1e-9), pytest.param("float32", 1e-3, marks=pytest.mark.slow)]
 
 
 def case_for(name, chunk, dtype=torch.float64, device="cpu"):
@@ -57,6 +57,7 @@ def test_the_chunk_changes_nothing_that_counts(name, dtype, tolerance):
     compared(*frames, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_twice_the_same_is_bit_identical(name):
     once, again = (rows(case_for(name, 7, torch.float32), name, **options_of(name)) for _ in range(2))
