@@ -7,6 +7,7 @@ one at its best batch size. Times are of one machine and noisy; the ratios are o
 import argparse
 import platform
 import time
+from contextlib import suppress
 
 import torch
 
@@ -14,8 +15,10 @@ import harness
 from harness.api import torch_device
 from harness.data.bundled import mnist_5k
 from harness.models.builtin import mnist_cnn
+from harness.types import NotApplicableError
 
 BATCHES = (16, 32, 64, 128, 256)
+TRIED = ("gradient", "integrated_gradients")
 METRICS = [
     {"metric": "parameter_randomization", "full_draws": 3, "cascade_draws": 1},
     "completeness",
@@ -80,21 +83,27 @@ def main():
     print(f"{machine}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}")
     print(f"bare mnist-cnn: {1 / forward:,.0f} forward, {1 / both:,.0f} forward and backward sample-passes a second\n")
 
-    methods = [n for n, entry in harness.METHODS.items() if entry.family != "control"]
-    for name in methods:
-        harness.explain(model, x[:2], method=name, space=data.space)  # the first call of an operator is slower
-    results = harness.evaluate(model, x, methods=methods, metrics=METRICS, space=data.space, build=build)
-    cells = results.cells[results.cells["status"] == "done"]
+    def done(methods, metrics):
+        results = harness.evaluate(model, x, methods=methods, metrics=metrics, space=data.space, build=build)
+        return results.cells[results.cells["status"] == "done"]
+
+    methods = []
+    for name in [n for n, entry in harness.METHODS.items() if entry.family != "control"]:
+        with suppress(NotApplicableError):
+            harness.explain(model, x[:2], method=name, space=data.space)  # the first call of an operator is slower
+            methods.append(name)
+    maps, cells = done(methods, ["zero_fraction"]), done(list(TRIED), METRICS)
 
     def ratio(seconds, forwards, backwards):
-        return seconds / ((forwards - backwards) * forward + backwards * both)
+        # What another method has paid for has no floor of its own.
+        return seconds / ((forwards - backwards) * forward + backwards * both) if forwards else float("nan")
 
     print("| what | forward | backward | seconds | times the floor |\n| --- | --- | --- | --- | --- |")
-    for method, row in cells.groupby("method", sort=False).first().iterrows():
+    for method, row in maps.groupby("method", sort=False).first().iterrows():
         cost = (row["maps_seconds"], row["maps_forward"], row["maps_backward"])
         print(f"| maps of {method} | {cost[1]} | {cost[2]} | {cost[0]:.2f} | {ratio(*cost):.2f} |")
     for metric in cells["metric"].unique():
-        for method in ("gradient", "integrated_gradients"):
+        for method in TRIED:
             row = cells[(cells["metric"] == metric) & (cells["method"] == method)]
             if len(row):
                 cost = (row["seconds"].iloc[0], int(row["forward"].iloc[0]), int(row["backward"].iloc[0]))
