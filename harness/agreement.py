@@ -72,7 +72,7 @@ def agreement(found: Sequence[Row]) -> pd.DataFrame:
         if len(methods) < 3 or values["gain"].shape[2] < LEAST_SAMPLES:
             continue
         kind = {each["metric"]: (each["fill"], each["unit"]) for each in here}
-        pairs = [(i, j) for i, j in combinations(range(len(labels)), 2)]
+        pairs = list(combinations(range(len(labels)), 2))
         chosen = {
             "other fill, same unit": [(i, j) for i, j in pairs if kind[labels[i]][1] == kind[labels[j]][1]],
             "other unit, same fill": [(i, j) for i, j in pairs if kind[labels[i]][0] == kind[labels[j]][0]],

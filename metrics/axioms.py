@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.case import Case
-from harness.metrics.perturbation import PATCHES, ROUNDING, Removal, about
+from harness.metrics.perturbation import PATCHES, Removal, about, outputs, rounding
 from harness.metrics.preprocessing import first_reason, reduce_channels, undefined_as_nan
 from harness.registry import metric
 from harness.types import Count, NonNegative, NotApplicableError, Score
@@ -176,15 +176,15 @@ def sensitivity(case: Case, *, fill: str, units: Count = 4, patch: NonNegative =
         else:
             where = removing.positions(rows, gone)
             x = torch.where(where if case.x.ndim == 2 else where.unsqueeze(1), case.baseline, case.x)
-        return case.logits(x).gather(1, case.target[:, None])[:, 0].double(), x
+        return outputs(case.logits(x), case.target)["logit"], x
 
     nothing, _ = alone(torch.full_like(rows, -1))
     changed, silent, broken = [], [], torch.zeros_like(rows, dtype=torch.bool)
     for unit in chosen.T:
         output, x = alone(unit)
-        rounding = ROUNDING * torch.finfo(x.dtype).eps * output.abs().maximum(nothing.abs())
+        level = rounding(case, output.abs().maximum(nothing.abs()))
         relevance = removing.sums(reduce_channels(case.explain(x=x), "abs_sum"))
-        changed.append((output - nothing).abs() > rounding)
+        changed.append((output - nothing).abs() > level)
         silent.append(relevance.gather(1, unit[:, None])[:, 0] == 0)
         broken |= ~relevance.isfinite().all(1)
     counts = torch.stack(changed).sum(0)

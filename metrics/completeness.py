@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.case import Case
+from harness.metrics.perturbation import outputs
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.registry import metric
 from harness.types import Count, NotApplicableError, Score
@@ -111,12 +112,12 @@ def _claim(case: Case) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     Raises:
         NotApplicableError: it claims a difference to a baseline that it does not have.
     """
-    output = case.logits(case.x).gather(1, case.target[:, None])[:, 0].double()
+    output = outputs(case.logits(case.x), case.target)["logit"]
     if case.explainer.conserves != "difference":
         return output, output.abs()
     if case.baseline is None:
         raise NotApplicableError(f"{case.explainer.method.name} claims a difference but has no baseline")
-    reference = case.logits(case.baseline).gather(1, case.target[:, None])[:, 0].double()
+    reference = outputs(case.logits(case.baseline), case.target)["logit"]
     return output - reference, output.abs() + reference.abs()
 
 

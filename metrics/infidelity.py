@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from harness.case import Case
-from harness.metrics.perturbation import ROUNDING, Removal, batches, outputs_of
+from harness.metrics.perturbation import Removal, Removing, batches, outputs_of, rounding
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
+from harness.metrics.subsets import drops_of
 from harness.registry import metric
 from harness.types import Count, NonNegative, Score
 
@@ -56,15 +57,15 @@ def infidelity(
         deviation: of the noise, as a fraction of the valid range.
     """
     maps = "contributions" if perturbation == "squares" else "gradients"
-    law = _Noise(case, samples, deviation) if perturbation == "gaussian" else _Squares(case, fill, samples, side)
     removing = Removal(fill).on(case)
+    law = _Noise(case, samples, deviation) if perturbation == "gaussian" else _Squares(removing, samples, side)
     left = removing.once(law.key, lambda: outputs_of(case, samples, law.inputs))
-    drops = removing.untouched()["logit"][:, None] - left["logit"]
-    rounding = ROUNDING * torch.finfo(case.x.dtype).eps * removing.untouched()["logit"].abs()
+    drops = drops_of(removing, left)["logit"]
+    level = rounding(case, removing.untouched()["logit"].abs())
     said = torch.cat([law.said(maps, *batch) for batch in batches(case, samples)]).view(samples, -1).T
 
     broken = first_reason(
-        {"not finite": ~said.isfinite().all(1)}, {"no perturbation changes the output": drops.abs().amax(1) <= rounding}
+        {"not finite": ~said.isfinite().all(1)}, {"no perturbation changes the output": drops.abs().amax(1) <= level}
     )
     silent = first_reason(broken, {"the map says 0 of every perturbation": ~said.any(1)})
     scale = (said * drops).mean(1) / (said**2).mean(1)
@@ -81,9 +82,9 @@ def infidelity(
 class _Squares:
     """Random squares replaced by a fill."""
 
-    def __init__(self, case: Case, fill: str, samples: int, side: int) -> None:
-        self.case, self.removing = case, Removal(fill).on(case)
-        axes = case.axes
+    def __init__(self, removing: Removing, samples: int, side: int) -> None:
+        self.case, self.removing = removing.case, removing
+        case, axes = self.case, self.case.axes
         self.side = side or max(max(axes) // PART, 1)
         self.key = ("squares", samples, self.side)
         draws = case.draws("infidelity", "squares")

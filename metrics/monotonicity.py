@@ -7,10 +7,10 @@ from torch import Tensor
 
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of, steps_of
-from harness.metrics.perturbation import PATCHES, ROUNDING, Outputs, Removal, about, relevance_of
+from harness.metrics.perturbation import PATCHES, Outputs, Removal, about, relevance_of, rounding
 from harness.metrics.preprocessing import degenerate, first_reason
 from harness.metrics.similarity import spearman
-from harness.metrics.subsets import same_drops, same_sums
+from harness.metrics.subsets import drops_of, one, same_drops, same_sums
 from harness.registry import metric
 from harness.types import Count, NonNegative, Score
 
@@ -50,7 +50,7 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     shares = {}
     for order, curve in found.items():
         logit = curve.outputs["logit"]
-        level = ROUNDING * torch.finfo(case.x.dtype).eps * logit.abs().amax(1, keepdim=True)
+        level = rounding(case, logit.abs().amax(1, keepdim=True))
         rises = (-logit.diff(dim=1) >= -level).double()
         reasons = {} if order == "random" else undefined
         for measure, values in (("monotonic", rises.amin(1)), ("rising_share", rises.mean(1))):
@@ -84,14 +84,10 @@ def monotonicity_correlation(
     """
     removing = Removal(fill, patch or about(case, PATCHES), imputations=imputations).on(case)
     relevance, broken = _absolute(case)
-    count = removing.sizes.shape[1]
-    number = torch.arange(count, device=case.x.device)
 
     def alone() -> Outputs:
-        squares = [
-            (removing.untouched()["logit"][:, None] - left["logit"]) ** 2
-            for left in removing.each_draw(count, lambda _, version: number == version[:, None])
-        ]
+        each_draw = removing.each_draw(removing.sizes.shape[1], one(removing))
+        squares = [drops_of(removing, left)["logit"] ** 2 for left in each_draw]
         return {"logit": torch.stack(squares).mean(0)}
 
     effect = removing.once("squares of each unit alone", alone)["logit"]

@@ -258,6 +258,11 @@ class Removing:
         return filled
 
 
+def rounding(case: Case, size: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """By how much outputs of this size may differ and still be the same."""
+    return ROUNDING * torch.finfo(case.x.dtype).eps * size
+
+
 def about(case: Case, count: int) -> int:
     """The side of patches of which there are about `count`, whatever the size of the input; 1 for a table."""
     return ceil((prod(case.axes) / count) ** (1 / len(case.axes))) if case.x.ndim > 2 else 1

@@ -1,10 +1,12 @@
 """What the output loses without some units of the input: single ones, or random subsets that all methods share."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from harness.metrics.perturbation import ROUNDING, Outputs, Removing
+from harness.metrics.perturbation import Outputs, Removing, rounding
 
 
 def drops_of(removing: Removing, left: Outputs) -> Outputs:
@@ -14,13 +16,14 @@ def drops_of(removing: Removing, left: Outputs) -> Outputs:
 
 def single_drops(removing: Removing) -> Outputs:
     """What is lost without each unit, the others in their place; computed once for all methods."""
-    count = removing.sizes.shape[1]
-    number = torch.arange(count, device=removing.sizes.device)
+    alone = removing.once("each unit alone", lambda: removing.outputs(removing.sizes.shape[1], one(removing)))
+    return drops_of(removing, alone)
 
-    def alone() -> Outputs:
-        return removing.outputs(count, lambda _, version: number == version[:, None])
 
-    return drops_of(removing, removing.once("each unit alone", alone))
+def one(removing: Removing) -> Callable[[Int[Tensor, " m"], Int[Tensor, " m"]], Bool[Tensor, "m units"]]:
+    """Marks the unit that has the number of the version, of each sample."""
+    number = torch.arange(removing.sizes.shape[1], device=removing.sizes.device)
+    return lambda _, version: number == version[:, None]
 
 
 def same_drops(
@@ -28,14 +31,13 @@ def same_drops(
 ) -> dict[str, Bool[Tensor, " n"]]:
     """Where what is lost differs by nothing but the rounding of outputs, so that it correlates with nothing."""
     size = removing.untouched()[output].abs().maximum(drops.abs().amax(1))
-    rounding = ROUNDING * torch.finfo(removing.case.x.dtype).eps * size
-    return {f"the same drop for every {of}": drops.amax(1) - drops.amin(1) <= rounding}
+    return {f"the same drop for every {of}": drops.amax(1) - drops.amin(1) <= rounding(removing.case, size)}
 
 
 def same_sums(sums: Float[Tensor, "n k"], of: str) -> dict[str, Bool[Tensor, " n"]]:
     """Where sums of the map differ by nothing but rounding, in the type that maps have at least."""
-    rounding = torch.finfo(torch.float32).eps * sums.abs().amax(1)
-    return {f"the same sum in every {of}": sums.amax(1) - sums.amin(1) <= rounding}
+    level = torch.finfo(torch.float32).eps * sums.abs().amax(1)
+    return {f"the same sum in every {of}": sums.amax(1) - sums.amin(1) <= level}
 
 
 def subset_ranks(removing: Removing, subsets: int) -> Int[Tensor, "n subsets units"]:
