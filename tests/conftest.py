@@ -7,11 +7,22 @@ import pytest
 import torch
 
 from cases import Linear
+from harness import registry
 
 # Small tensors are slower on several threads, and what a test starts must compute the same bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 os.environ.setdefault("ATTRIBUTION_HARNESS_CACHE", str(Path(__file__).parents[1] / ".cache"))
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """What a test registers is gone after it, so that no test sees the plugins of another."""
+    kept = [registry.METHODS, registry.METRICS, registry.DATA, registry.MODELS, registry.GUESTS]
+    before = [dict(each) for each in kept]
+    yield
+    for each, entries in zip(kept, before, strict=True):
+        each._entries = entries
 
 
 @pytest.fixture
