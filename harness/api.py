@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.catalogue import METHODS, METRICS
 from harness.engine import execute
 from harness.figures import write_figures
+from harness.given import subject_of_tensors
 from harness.pictures import keep_cascade, options_of
 from harness.plan import Group, code_hash, lacking, plan
 from harness.progress import silent
@@ -22,7 +23,7 @@ from harness.results import Results
 from harness.space import InputSpace
 from harness.store import Folder, Memory, Store
 from harness.study import Chosen, Resolved, choose, load_study
-from harness.subjects import Subject, Target, subject_of_entry, subject_of_tensors
+from harness.subjects import Subject, Target, subject_of_entry
 from harness.tables import write_tables
 from harness.training import Progress
 from harness.types import InputError, NotApplicableError
@@ -70,6 +71,7 @@ def run(
     cells = [task.cell for group in groups for task in group.tasks]
     manifest = {"study": _manifest(resolved), "run": folder.path.name, "chunk": chunk, "samples": samples}
     manifest["environment"] = _environment(place)
+    manifest["marks"] = list(resolved.marks)
     manifest["subjects"] = [_described(subject) for subject in subjects]
     _warn_of_other_versions(folder, groups)
     folder.write_manifest(manifest, cells)

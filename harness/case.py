@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from harness.random import Draws
@@ -184,8 +184,12 @@ class Case:
         seed: the study's seed.
         chunk: how many samples go through a model at once.
         masks: where in each sample the truth lies, if the data say so: [n, 1, ...], or [n, f] for a table.
+        of_another: where the masks are of another class than the explained one; None if nothing tells.
+        no_truth: why the masks are no truth for this model, although they were planted to be; empty if they are.
+        parts: where the parts of each sample are, and the samples without each part, if the data say so.
         remarks: what the method said of the maps.
         passes: counts every sample-pass that goes through `explain` and `logits`.
+        kept: what metrics share of this method on these samples; a case that is made from this one begins anew.
     """
 
     model: nn.Module
@@ -198,8 +202,12 @@ class Case:
     seed: int
     chunk: int
     masks: Float[Tensor, "n ..."] | None = None
+    of_another: Bool[Tensor, " n"] | None = None
+    no_truth: str = ""
+    parts: tuple[Float[Tensor, "n parts ..."], Float[Tensor, "n parts ..."]] | None = None
     remarks: Remarks = field(default_factory=dict)
     passes: Passes = field(default_factory=Passes)
+    kept: dict[object, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def maps(self) -> Float[Tensor, "n ..."]:
@@ -301,7 +309,16 @@ class Case:
     def on(self, samples: Labelled) -> "Case":
         """The same model and method on other samples, of which the predicted class is explained, without masks."""
         target = self.logits(samples.x).argmax(1)
-        return replace(self, x=samples.x, target=target, samples=samples.samples, masks=None, remarks={})
+        return replace(
+            self,
+            x=samples.x,
+            target=target,
+            samples=samples.samples,
+            masks=None,
+            of_another=None,
+            parts=None,
+            remarks={},
+        )
 
     def draws(self, *purpose: object) -> Draws:
         """Random numbers keyed by (seed, purpose, sample) and never by the method, so that methods are paired."""

@@ -1,9 +1,25 @@
 """The registries with everything in them that ships with the harness."""
 
 from harness import methods, metrics
-from harness.data import arrays, audio, bundled, distractor, images, tabular, vision
+from harness.data import (
+    annotated,
+    arrays,
+    audio,
+    bundled,
+    composed,
+    distractor,
+    evidence,
+    images,
+    planted_band,
+    planted_patch,
+    sprites,
+    suppressors,
+    tabular,
+    textured_object,
+    vision,
+)
 from harness.guests import captum, functions, gradcam, maps, zennit
-from harness.models import builtin, external
+from harness.models import analytic, builtin, external, wrapped
 from harness.registry import DATA, GUESTS, METHODS, METRICS, MODELS
 
 __all__ = [
@@ -12,12 +28,16 @@ __all__ = [
     "METHODS",
     "METRICS",
     "MODELS",
+    "analytic",
+    "annotated",
     "arrays",
     "audio",
     "builtin",
     "bundled",
     "captum",
+    "composed",
     "distractor",
+    "evidence",
     "external",
     "functions",
     "gradcam",
@@ -25,7 +45,13 @@ __all__ = [
     "maps",
     "methods",
     "metrics",
+    "planted_band",
+    "planted_patch",
+    "sprites",
+    "suppressors",
     "tabular",
+    "textured_object",
     "vision",
+    "wrapped",
     "zennit",
 ]

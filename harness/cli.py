@@ -77,6 +77,49 @@ def table(
 
 
 @app.command()
+def exam(
+    metrics: Annotated[
+        list[str] | None, typer.Argument(help="names, or YAML mappings [default: all that grade]")
+    ] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="a Python file with metrics of your own")] = None,
+    samples: Annotated[int, typer.Option(min=16, help="how many pictures")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="of the metrics' draws")] = 0,
+    out: Annotated[Path | None, typer.Option(help="the folder [default: results/exam]")] = None,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one")] = "auto",
+) -> None:
+    """Examine metrics on maps of known quality: which can be believed, and how many samples do they need?
+
+    Examples: `harness exam`, `harness exam pixel_flipping '{metric: road, fill: blur}'`,
+    `harness exam mine --plugin mine.py`; `exam: results/exam` in a study carries the marks into its tables. A metric
+    that fails is a result: it is no error.
+
+    Exit codes: 0 done; 1 done with failed cells; 2 wrong input; 130 interrupted.
+    """
+    from harness.arguments import method_entries
+    from harness.exam import examine
+    from harness.progress import bars
+
+    with warnings_told(), bars(console) as progress:
+        outcome = examine(
+            method_entries(metrics or []),
+            out,
+            plugins=plugin or [],
+            samples=samples,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    print_table(outcome.table, "exam")
+    for line in outcome.advice:
+        console.print(plain(line), soft_wrap=True)
+    failures = outcome.failures
+    for _, failure in failures.iterrows():
+        errors.print(f"[red]failed[/] {failure['method']} · {failure['metric']}: {plain(failure['error'])}")
+    console.print(f"tables and figures: {outcome.folder}/tables, {outcome.folder}/figures", markup=False)
+    raise typer.Exit(1 if len(failures) else 0)
+
+
+@app.command()
 def reproduce(
     name: Annotated[str, typer.Argument(help="a built-in reproduction or a Python file; `harness list reproductions`")],
     out: Annotated[Path | None, typer.Option(help="the folder [default: results/<name>]")] = None,

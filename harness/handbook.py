@@ -13,6 +13,7 @@ from torch import nn
 
 from harness.case import Case, Explainer, Passes, counted
 from harness.catalogue import METHODS, METRICS
+from harness.models.analytic import Additive
 from harness.models.loaded import LoadedModel
 from harness.networks import VisionTransformer
 from harness.registry import Method, Metric
@@ -22,7 +23,16 @@ from harness.types import NotApplicableError
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- table -->\n", "<!-- end of table -->\n")
 CONSERVES = {"output": "$f_t(x)$", "difference": "$f_t(x) - f_t(b)$", None: ""}
-FAMILIES = ("randomization", "invariance", "axioms", "faithfulness", "descriptor", "complexity")
+FAMILIES = (
+    "randomization",
+    "invariance",
+    "axioms",
+    "faithfulness",
+    "localization",
+    "robustness",
+    "descriptor",
+    "complexity",
+)
 SIDE, CLASSES, SAMPLES = 28, 10, 8
 
 
@@ -77,7 +87,10 @@ def cost(method: Method) -> str:
     options = method.resolve({}) | ({"baseline": "black"} if "baseline" in method.options else {})
     target, ids = torch.zeros(SAMPLES, dtype=torch.long), [str(row) for row in range(SAMPLES)]
     explain = partial(Explainer(method, options).maps, background=1 - x, masks=x)
-    for model in (convolutional.eval(), VisionTransformer((1, SIDE, SIDE), CLASSES).eval()):
+    known = Additive(torch.ones(()), 0.0)
+    models = (convolutional, VisionTransformer((1, SIDE, SIDE), CLASSES)) if "truth" not in method.needs else (known,)
+    for model in models:
+        model.eval()
         passes = Passes()
         with counted(model, passes), suppress(NotApplicableError):
             explain(model, x, target, space, ids, 0)
@@ -109,6 +122,8 @@ def cost_of_metric(each: Metric) -> str:
         space=InputSpace("image", mean=(0.0,), std=(1.0,)),
         seed=0,
         chunk=SAMPLES,
+        masks=(x > x.mean()).float(),
+        parts=(torch.stack([x > x.mean(), x <= x.mean()], 1)[:, :, 0].float(), torch.stack([x, 1 - x], 1)),
     )
     case.maps  # noqa: B018 (computed once for all metrics, so not counted here)
     case.passes = Passes()

@@ -37,6 +37,10 @@ NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
     "masks": lambda subject, _: (
         "" if subject.reader.data.read_mask else "the data say of no sample where the truth lies"
     ),
+    "truth": lambda subject, _: (
+        "" if hasattr(subject.source.model, "contributions") else "no map is known to be right for this model"
+    ),
+    "parts": lambda subject, _: "" if subject.reader.data.read_parts else "the data do not say what parts samples have",
     "image": lambda subject, _: "" if subject.space.kind == "image" else f"needs images, got a {subject.space.kind}",
     "spatial": lambda subject, _: "" if SPATIAL_AXES[subject.space.kind] else "needs positions, got a table",
 }
@@ -48,6 +52,12 @@ USES: dict[str, Callable[[LoadedModel], str]] = {
     "second_partner": lambda source: source.second_partner_weights,
 }
 """Name of what a metric may use -> a hash of it, empty if there is none; asking for a network trains it."""
+
+CONTENTS: dict[str, Callable[[Subject], str]] = {
+    "masks": lambda subject: subject.truth_contents,
+    "parts": lambda subject: subject.parts_contents,
+}
+"""Name of a need of a metric that the data meet -> a hash of what they say."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ class Group:
     def case(self, *, seed: int, chunk: int) -> Case:
         """What the metrics of this group see."""
         subject = self.subject
+        parts = any("parts" in task.metric.needs for task in self.tasks)
         return Case(
             model=subject.source.model,
             source=subject.source,
@@ -104,6 +115,9 @@ class Group:
             seed=seed,
             chunk=chunk,
             masks=subject.masks,
+            of_another=subject.of_another,
+            no_truth=subject.no_truth,
+            parts=subject.parts if parts else None,
         )
 
 
@@ -194,6 +208,7 @@ def _task(block: Subject, index: int, method: Chosen, explainer: Explainer, metr
         numerics(block),
         # Appended and not always there, so that the keys of all others stay what they were.
         *(USES[each](block.source) for each in metric.entry.uses),
+        *(CONTENTS[each](block) for each in metric.entry.needs if each in CONTENTS),
     )
     cell = Cell(key, block.label, block.source.model_seed, block.dataset, method.label, metric.label, index)
     code = code_hash(explainer.method.function, metric.entry.function)

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -51,6 +51,7 @@ class Entry:
     family: str
     version: int
     needs: tuple[str, ...]
+    filled: ClassVar[tuple[str, ...]] = FILLED
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -61,7 +62,7 @@ class Entry:
     @cached_property
     def options(self) -> dict[str, inspect.Parameter]:
         """The options that a study may set."""
-        return {name: p for name, p in self.parameters.items() if name not in FILLED}
+        return {name: p for name, p in self.parameters.items() if name not in self.filled}
 
     @property
     def summary(self) -> str:
@@ -148,6 +149,7 @@ class Metric(Entry):
         direction: whether higher or lower values of the headline are better; None for descriptors.
         headline: the measure that stands for the metric in a wide table.
         summary_statistic: how its samples are summarised there; the median where tails are long.
+        chance: the expected headline of a map of pure noise, where theory says it; None where it does not.
         uses: what it makes use of where there is such a thing, and does without elsewhere (`needs` is for the rest).
     """
 
@@ -158,6 +160,7 @@ class Metric(Entry):
     cite: str = ""
     question: str = ""
     misleads: str = ""
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class SourceEntry(Entry):
     """
 
     argument: str = ""
+    filled: ClassVar[tuple[str, ...]] = ("base", "preprocessing")
 
     @property
     def usage(self) -> str:
@@ -272,11 +276,12 @@ def metric(
     cite: str = "",
     question: str = "",
     misleads: str = "",
+    chance: float | None = None,
 ) -> Callable[[F], F]:
     """Register a generator `m(case, *, <options>) -> Iterator[Score]` under its own name; see `Metric`."""
 
     def register(function: F) -> F:
-        claims = (direction, headline, summary_statistic, uses, cite, question, misleads)
+        claims = (direction, headline, summary_statistic, uses, cite, question, misleads, chance)
         METRICS.add(Metric(function.__name__, function, family, version, needs, *claims))
         return function
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from harness import tables
+from harness.marks import published
 from harness.plan import Cell
 from harness.registry import UnknownNameError, nearest
 from harness.rows import LABELS, RECORDS
@@ -124,7 +125,7 @@ class Results:
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return tables.build(self.stacks(), self.thresholds)
+        return tables.build(self.stacks(), self.thresholds, published().and_of(self.manifest.get("marks", [])))
 
 
 def _constant(value: str | int, size: int) -> pa.Array:

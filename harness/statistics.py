@@ -277,6 +277,31 @@ def kendall(
     return (signs[0] * signs[1]).mean(1)
 
 
+def samples_needed(differences: Float[np.ndarray, " samples"], power: float = 0.8, level: float = 0.05) -> float:
+    r"""How many paired samples show a difference that is as large as here: $(z_{1-\alpha/2} + z_{power})^2 s^2 / m^2$.
+
+    Two at least; infinite where the mean difference $m$ is not above zero, NaN where one sample is known.
+    """
+    known = differences[~np.isnan(differences)]
+    if len(known) < 2:
+        return np.nan
+    mean, spread = float(known.mean()), float(known.std(ddof=1))
+    wanted = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    return max(float(np.ceil((wanted * spread / mean) ** 2)), 2.0) if mean > 0 else np.inf
+
+
+def krippendorff(ranks: Float[np.ndarray, "raters units"]) -> float:
+    r"""Krippendorff's $\alpha = 1 - D_o / D_e$ of ranks that raters gave the same units, with squared differences.
+
+    1 where all agree, 0 where they agree as by chance. $D_o$ is the mean squared difference between two raters of one
+    unit, $D_e$ that between any two ranks (`krippendorff2004content`).
+    """
+    raters, size = len(ranks), ranks.size
+    observed = 2 * ranks.var(0, ddof=1).mean() if raters > 1 else np.nan
+    expected = 2 * ranks.var() * size / (size - 1) if size > 1 else np.nan
+    return float(1 - observed / expected) if expected else np.nan
+
+
 def basic_bootstrap(
     statistic: Callable[[Int[np.ndarray, " picked"]], float],
     samples: int,

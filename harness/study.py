@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.catalogue import DATA, GUESTS, METHODS, METRICS, MODELS
 from harness.guests.functions import of_callable
 from harness.heads import HEADS
+from harness.marks import read
 from harness.places import KeyPath, Place, StudyError, read_yaml
 from harness.plugins import load_file, module_name
 from harness.registry import (
@@ -71,7 +72,10 @@ class ModelEntry(_Strict):
 
 
 class Study(_Strict):
-    """The checked study; entries are still as they were written."""
+    """The checked study; entries are still as they were written.
+
+    `exam` is a folder of `harness exam` whose marks count beside the published ones.
+    """
 
     name: str = Field(pattern=NAME)
     seed: int = Field(0, ge=0)
@@ -82,6 +86,7 @@ class Study(_Strict):
     target: Literal["predicted", "label", "runner_up"] | int = "predicted"
     controls: bool = True
     plugins: list[str] = []
+    exam: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Resolved:
     methods: tuple[Chosen, ...]
     metrics: tuple[Chosen, ...]
     base: Path
+    marks: Sequence[Mapping[str, Any]] = ()
 
 
 def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
@@ -126,6 +132,7 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
         if not (folder / plugin).is_file():
             raise place.error(("plugins", index), f"no file {plugin!r}")
         load_file(folder / plugin)
+    marks = _marks(folder / study.exam, place) if study.exam else []
     methods = _choose(METHODS, "methods", study.methods, place, folder)
     if study.controls:
         taken = {chosen.entry.name for chosen in methods}
@@ -138,7 +145,21 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
         added = _choose(METHODS, "methods", extra, place, folder)
         methods = [*methods, *(replace(control, added=True) for control in added)]
     metrics = _choose(METRICS, "metrics", study.metrics, place, folder)
-    return Resolved(study, tuple(models_of(study.models, study.data, place)), tuple(methods), tuple(metrics), folder)
+    return Resolved(
+        study, tuple(models_of(study.models, study.data, place)), tuple(methods), tuple(metrics), folder, marks
+    )
+
+
+def _marks(folder: Path, place: Place) -> list[dict[str, Any]]:
+    """The marks of an exam of the user's own.
+
+    Raises:
+        StudyError: there was none in this folder.
+    """
+    try:
+        return read(folder)
+    except FileNotFoundError:
+        raise place.error(("exam",), f"no exam in {str(folder)!r}: `harness exam` writes one") from None
 
 
 def studies() -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """Subjects: a model together with the samples on which it is explained, checked before anything is computed."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,23 +9,22 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from harness.catalogue import DATA, MODELS
-from harness.data import Data, of_tensors
+from harness.data import Data
 from harness.digests import digest
 from harness.findings import in_model, in_output, in_repetition, in_samples, refuse
 from harness.models import ModelSource
 from harness.models.loaded import LoadedModel
 from harness.models.loading import Wanted, load_model
-from harness.progress import silent
+from harness.planted import doubt
 from harness.random import Draws
 from harness.registry import split_source
 from harness.space import InputSpace
 from harness.study import DataEntry, ModelEntry, Resolved, head_of
 from harness.training import Progress
-from harness.twins import constructor_fault
 from harness.types import InputError
 
 Target = Literal["predicted", "label", "runner_up"] | int
@@ -48,8 +47,12 @@ class Reader:
         """These samples."""
         if self._x is None or self._rows != rows:
             self._x = None  # before the next block comes, so that there is never room needed for two
-            self._x, self._rows = self.data.batch(rows).to(self.device, self.dtype), rows
+            self._x, self._rows = self.placed(self.data.batch(rows)), rows
         return self._x
+
+    def placed(self, values: Tensor) -> Tensor:
+        """Numbers where the model is, of its type."""
+        return values.to(self.device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Subject:
         target: the explained classes.
         contents: a hash of each sample.
         skipped: what could not be read.
+        no_truth: why the masks are no truth for this model, although they were planted to be; empty if they are.
     """
 
     label: str
@@ -73,6 +77,7 @@ class Subject:
     target: Int[Tensor, " n"]
     contents: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    no_truth: str = ""
 
     @property
     def dataset(self) -> str:
@@ -98,7 +103,34 @@ class Subject:
     def masks(self) -> Float[Tensor, "n ..."] | None:
         """Where in the samples the truth lies, on the model's device; None if the data do not say it."""
         masks = self.reader.data.masks(self.rows)
-        return None if masks is None else masks.to(self.reader.device, self.reader.dtype)
+        return None if masks is None else self.reader.placed(masks)
+
+    @property
+    def parts(self) -> tuple[Float[Tensor, "n parts *axes"], Float[Tensor, "n parts ..."]] | None:
+        """Where the parts of each sample are, and the samples without each part; None if the data have no parts."""
+        read = self.reader.data.read_parts
+        if read is None:
+            return None
+        where, without = zip(*map(read, self.rows), strict=True)
+        return self.reader.placed(torch.stack(where)), self.reader.placed(torch.stack(without))
+
+    @cached_property
+    def of_another(self) -> Bool[Tensor, " n"] | None:
+        """Where the masks, which are of the label, are of another class than the explained one; None without labels."""
+        data = self.reader.data
+        if data.read_mask is None or data.labels is None:
+            return None
+        return data.labels[torch.tensor(self.rows)].to(self.target.device) != self.target
+
+    @cached_property
+    def truth_contents(self) -> str:
+        """A hash of what the data say of where the truth lies."""
+        return digest(self.masks, self.of_another, self.no_truth)
+
+    @cached_property
+    def parts_contents(self) -> str:
+        """A hash of the parts."""
+        return digest(*(self.parts or ()))
 
     def blocks(self) -> list["Subject"]:
         """The subject in parts of at most 256 samples."""
@@ -152,55 +184,6 @@ def subject_of_entry(
     model, data = load_entry(entry, resolved.base, seed=study.seed, device=device, progress=progress)
     wanted = entry.data.model_copy(update={"samples": samples or entry.data.samples})
     return checked_subject(entry.name, model, data, wanted, study.target, progress)
-
-
-def subject_of_tensors(
-    model: nn.Module,
-    x: Float[Tensor, "n ..."],
-    y: Int[Tensor, " labels"] | Sequence[int | float] | None,
-    *,
-    space: InputSpace | None,
-    seed: int,
-    build: Callable[[], nn.Module] | None,
-    target: Target | Int[Tensor, " n"],
-    background: Float[Tensor, "m ..."] | None = None,
-    masks: Float[Tensor, "n ..."] | None = None,
-) -> Subject:
-    """The subject of somebody who has a model and a batch of samples in Python.
-
-    Raises:
-        InputError: the model or the samples cannot give right numbers; says which and what to do.
-    """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise InputError(f"expected x as a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if len(x) == 0:
-        raise InputError("x holds no samples")
-    if torch.is_inference_mode_enabled():
-        raise InputError("inside torch.inference_mode() no gradient can be taken: leave it; torch.no_grad() is fine")
-    x = x.detach()
-    space = space or InputSpace.undeclared(x)
-    space.check(x)
-    refuse(in_model(model))
-    fault = constructor_fault(model, build) if build else ""
-    if fault:
-        raise InputError(f"build() makes no twins of the model: {fault}")
-    parameter = next(model.parameters(), None)
-    if parameter is not None and parameter.device != x.device:
-        raise InputError(f"the model is on {parameter.device}, x on {x.device}: move one of them")
-    if parameter is not None and parameter.dtype != x.dtype:
-        raise InputError(f"the model has {parameter.dtype} parameters, x is {x.dtype}: convert one of them")
-    ids = [f"sample/{row}" for row in range(len(x))]
-    given, policy = (target, "label") if isinstance(target, Tensor) else (y, target)
-    labels = None if given is None else _labels(given, len(x))
-    one_channel = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
-    if masks is not None and masks.shape != one_channel:
-        raise InputError(f"expected masks of shape {list(one_channel)}, got {list(masks.shape)}")
-    data = of_tensors("tensors", x, labels, space, ids=ids, masks=masks)
-    source = LoadedModel(model, build, seed, x[:1], lambda: x)
-    if background is not None:
-        samples = _background(background, x)
-        source.read_background = lambda: samples
-    return checked_subject(type(model).__name__, source, data, DataEntry(source="tensors"), policy, silent)
 
 
 def candidates(data: Data, select: str) -> Sequence[int]:
@@ -274,9 +257,14 @@ def checked_subject(
         raise InputError(f"{label}: {asked}, {data.name} has {len(rows)} ({wanted.select})")
     if skipped:
         notes[f"{len(skipped)} samples were skipped: {'; '.join(skipped[:NAMED])}"] = None
+    target = torch.cat(explained)
+    no_truth = ""
+    if data.planted:
+        no_truth = doubt(model.model, data.planted, rows, target, reader.placed, data.read)
+        notes |= dict.fromkeys([no_truth] if no_truth else [])
     for note in notes:
         warnings.warn(f"{label}: {note}", stacklevel=5)
-    return Subject(label, model, reader, tuple(rows), torch.cat(explained), tuple(contents), tuple(skipped))
+    return Subject(label, model, reader, tuple(rows), target, tuple(contents), tuple(skipped), no_truth)
 
 
 def _logits(
@@ -307,41 +295,6 @@ def _check_classes(data: Data, outputs: int) -> None:
             f"{data.name} has {len(data.classes)} classes by name, the model {outputs} outputs: "
             "`classes` in the data entry lists the names of all outputs in their order"
         )
-
-
-def _labels(y: Int[Tensor, " labels"] | Sequence[int | float], count: int) -> Int[Tensor, " n"]:
-    """Labels that were given in Python.
-
-    Raises:
-        InputError: no integers, or another number than of samples.
-    """
-    labels = torch.as_tensor(y).cpu()
-    if labels.dtype == torch.bool or labels.is_floating_point():
-        raise InputError(f"expected labels and targets as integers, got {labels.dtype}")
-    if labels.shape != (count,):
-        raise InputError(f"expected y of shape [{count}], got {list(labels.shape)}")
-    return labels.long()
-
-
-def _background(background: object, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
-    """Background samples that were given in Python.
-
-    Raises:
-        InputError: there are none, they hold NaN or infinite values, or they are not of the kind of `x`.
-    """
-    if not isinstance(background, Tensor) or background.ndim == 0 or len(background) == 0:
-        raise InputError("expected background as a tensor of at least one sample")
-    ours, theirs = ((list(each.shape[1:]), each.dtype, str(each.device)) for each in (x, background))
-    if ours != theirs:
-        raise InputError(f"expected background samples like those in x, {_described(ours)}, got {_described(theirs)}")
-    if not background.isfinite().all():
-        raise InputError("background holds NaN or infinite values")
-    return background.detach()
-
-
-def _described(kind: tuple[list[int], torch.dtype, str]) -> str:
-    shape, dtype, device = kind
-    return f"{dtype} of shape {shape} on {device}"
 
 
 def _batches(order: Sequence[int], count: int, found: list[int]) -> Iterator[Sequence[int]]:

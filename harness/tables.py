@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from harness.agreement import agreement, fills, setups
-from harness.series import FIELDS, UNFINISHED, Stack, commonest, where
+from harness.marks import DESCRIBES, Marks, published
+from harness.series import FIELDS, UNFINISHED, Series, Stack, commonest, where
 from harness.statistics import DEFAULT, Thresholds, mean_interval, median_interval
 from harness.verdicts import NOTHING, Row, cascade, curve, in_error, sensitivity, verdicts
 
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 GROUP = ["model", "model_seed", "method", "metric"]
-HEADLINE = [*GROUP, "status", "measure", "statistic", "value", "low", "high", "undefined", "reason"]
+HEADLINE = [*GROUP, "status", "measure", "statistic", "value", "low", "high", "undefined", "reason", "exam"]
 COSTS = ("maps_forward", "maps_backward", "maps_seconds", "forward", "backward", "seconds")
+EXAM = "(exam)"
+"""What stands in the place of a method in the row of marks."""
+
 ONE_NUMBER = (None, "full", "random")
 """The modes of rows that are no part of a cascade or curve."""
 
@@ -41,26 +45,32 @@ def summary(stack: Stack) -> Iterator[Row]:
 
 
 def headlines(stack: Stack) -> Iterator[Row]:
-    """One row for each model, method and metric: the metric's headline with its interval, and its status."""
+    """One row for each model, method and metric: the metric's headline with its interval, its status and its mark."""
     status = stack.status
     row = {**stack.labels, "status": status}
     if status == "done":
         info = stack.states[0]
-        found = [
-            s for s in where(stack.scalars, role="test", measure=info["headline"]) if s.labels["mode"] in ONE_NUMBER
-        ]
-        found = where(found, sign="signed") or found
-        values, reasons = (found[-1].values, found[-1].reasons) if found else (NOTHING, Counter[str]())
+        found = headline_of(stack)
+        values, reasons = (found.values, found.reasons) if found else (NOTHING, Counter[str]())
         median = info["summary_statistic"] == "median"
         row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
         row |= asdict(median_interval(values.mean(1)) if median else mean_interval(values))
         reason = commonest(reasons) if found else f"{info['headline']} is not among the measures"
         row |= {"undefined": int(np.isnan(values).sum()), "reason": reason}
+        row |= {name: info[f"metric_{name}"] for name in ("function", "version")}
+        row["direction"] = info["direction"] or ""
     elif status == "not_applicable":
         row["reason"] = commonest(Counter(s["reason"] for s in stack.states if s["status"] == status))
     elif status == "failed":
         row["reason"] = status
     yield row
+
+
+def headline_of(stack: Stack) -> Series | None:
+    """The numbers of the measure that stands for the metric, of signed maps where there are several; None without."""
+    scalars = where(stack.scalars, role="test", measure=stack.states[0]["headline"])
+    found = [each for each in scalars if each.labels["mode"] in ONE_NUMBER]
+    return next(reversed(where(found, sign="signed") or found), None)
 
 
 def cost(stack: Stack) -> Iterator[Row]:
@@ -83,7 +93,8 @@ def outcomes(stack: Stack) -> Iterator[Row]:
 def leaderboard(long: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """Methods x metrics, for reading: the headline with its interval, and the verdict of the randomization test.
 
-    Rows are not ordered by quality: no single number says which method is best.
+    Rows are not ordered by quality: no single number says which method is best. The first one says how each metric did
+    in its exam (`harness.exam`). Metrics that only describe maps stand behind those that grade them.
 
     Args:
         long: the table of headlines.
@@ -97,7 +108,11 @@ def leaderboard(long: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     text = [" ".join(filter(None, [_cell(row), words.get(tuple(row[GROUP]), "")])) for _, row in long.iterrows()]
     index = ["model", "model_seed", "method"]
     wide = long.assign(text=text).pivot_table(index=index, columns="metric", values="text", aggfunc="first", sort=False)
-    return wide.reset_index().rename_axis(columns=None)
+    marks = long[long["exam"] != ""].groupby("metric")["exam"].first()
+    exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
+    columns = sorted(wide.columns, key=lambda metric: marks.get(metric) == DESCRIBES)
+    whole = pd.concat([exam, wide.reset_index()], ignore_index=True)
+    return whole.reindex(columns=[*index, *columns]).rename_axis(columns=None)
 
 
 def stages(long: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +150,9 @@ TABLES = (
 )
 
 
-def build(stacks: Iterable[Stack], thresholds: Thresholds = DEFAULT) -> dict[str, pd.DataFrame]:
+def build(
+    stacks: Iterable[Stack], thresholds: Thresholds = DEFAULT, marks: Marks | None = None
+) -> dict[str, pd.DataFrame]:
     """Every table in one pass: a stack is read, gives its rows to each table, and is forgotten."""
     rows: dict[str, list[Row]] = {name: [] for name in (*ROWS, "verdicts", "cascade")}
     for stack in stacks:
@@ -145,12 +162,23 @@ def build(stacks: Iterable[Stack], thresholds: Thresholds = DEFAULT) -> dict[str
         rows["cascade"] += cascade(stack, thresholds)
     frames = {name: pd.DataFrame(found) for name, found in rows.items() if name != "setups"}
     frames["agreement"], frames["fills"] = agreement(rows["setups"]), fills(rows["setups"])
-    frames["headlines"] = frames["headlines"].reindex(columns=HEADLINE)
+    frames["headlines"] = _marked(frames["headlines"], marks or published()).reindex(columns=HEADLINE)
     frames["leaderboard"] = leaderboard(frames["headlines"], frames["verdicts"])
     frames["thresholds"] = curve(frames["verdicts"], thresholds)
     frames["sensitivity"] = sensitivity(frames["cascade"], thresholds)
     frames["stages"] = stages(frames["cascade"])
     return frames
+
+
+def _marked(frame: pd.DataFrame, marks: Marks) -> pd.DataFrame:
+    """The headlines with the mark of each metric; nothing where no number tells which version it is."""
+    if frame.empty or "function" not in frame:
+        return frame.assign(exam="")
+    told = [
+        "" if pd.isna(function) else marks.of_metric(function, int(version), direction)
+        for function, version, direction in frame[["function", "version", "direction"]].itertuples(index=False)
+    ]
+    return frame.assign(exam=told)
 
 
 def write_tables(results: "Results", folder: Path) -> list[Path]:

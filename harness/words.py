@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness.marks import DESCRIBES, FAILED, PASSED
 from harness.verdicts import in_error
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ def conclusion(results: "Results") -> dict[str, str]:
                 hold(str(statement), some)
             else:
                 (failed if str(statement).startswith(bad) else look).append(_names(subjects, str(statement), some))
+    marks = set(long["exam"])
+    if DESCRIBES in marks and not any(mark.startswith((PASSED, FAILED)) for mark in marks):
+        look.append(
+            "descriptors say nothing of quality: set a metric of faithfulness beside them, such as pixel_flipping"
+        )
+    for metric, mark in dict(long[long["exam"].str.startswith(FAILED)][["metric", "exam"]].to_numpy()).items():
+        look.append(f"{metric} {mark.replace(FAILED, f'{FAILED} its exam', 1)}")
     return {
         "held": _line(held, "nothing was tested that can hold"),
         "did not hold": _line(failed, "nothing that was tested"),

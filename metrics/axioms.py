@@ -67,6 +67,8 @@ def dummy(case: Case) -> Iterator[Score]:
     `mass_on_dummies` is $\sum_{m_i = 0} |a_i| / \sum |a_i|$, in [0, 1]: 0 is exact, the share of the squares is what
     a map has that does not know (`share_of_dummies`). Maps that are upsampled from a layer are not 0.
 
+    Undefined where a map is zero everywhere or not finite.
+
     Args:
         case: what to test.
     """
@@ -98,8 +100,10 @@ def symmetry(case: Case) -> Iterator[Score]:
 
     The network is made symmetric, $g(x) = f(x) + f(x')$ with $x'$ mirrored along the last axis, and explained on the
     symmetric sample $(x + x') / 2$. `asymmetry` is $|a - a'| / 2 |a|$ in the Euclidean norm, in [0, 1]: 0 is exact, 1
-    an antisymmetric map, $\sqrt{1/2}$ in expectation what an unrelated map has. Not applicable where a method needs
-    one layer that everything passes through.
+    an antisymmetric map, $\sqrt{1/2}$ in expectation what an unrelated map has.
+
+    Undefined where a map is zero everywhere or not finite. Not applicable where a method needs one layer that
+    everything passes through.
 
     Args:
         case: what to test.
@@ -122,8 +126,11 @@ def linearity(case: Case) -> Iterator[Score]:
     r"""Linearity (`sundararajan2017axiomatic`): the map of a sum of two networks is the sum of their maps.
 
     The second one is a randomly initialized network $g$ of the same architecture. `nonlinearity` is $|A(f + g) - A(f)
-    - A(g)| / (|A(f)| + |A(g)|)$ in the Euclidean norm: 0 is exact. A stochastic method has the same noise in all
-    three. Not applicable where a method needs one layer that everything passes through.
+    - A(g)| / (|A(f)| + |A(g)|)$ in the Euclidean norm: 0 is exact, 1/2 a map that is the same whatever the
+    network. A stochastic method has the same noise in all three.
+
+    Undefined where the maps of both networks are zero everywhere, or one of the three maps is not finite. Not
+    applicable where a method needs one layer that everything passes through.
 
     Args:
         case: what to test.
@@ -148,8 +155,8 @@ def sensitivity(case: Case, *, fill: str, units: Count = 4, patch: NonNegative =
 
     Everything but one random unit of the sample is replaced by the baseline $b$ (the method's own where it has one),
     and the result is explained. `unnoticed` is the share of such units, of those that change the logit, on which the
-    map is zero everywhere, in [0, 1]: 0 is exact. The gradient misses what saturates. Undefined where no unit changes
-    the output.
+    map is zero everywhere, in [0, 1]: 0 is exact, 1 a map of zeros. The gradient misses what saturates. Undefined
+    where no unit changes the output, or a map is not finite.
 
     Args:
         case: what to test.

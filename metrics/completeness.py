@@ -38,6 +38,9 @@ def completeness(case: Case, *, floor: float = 1e-3) -> Iterator[Score]:
     - `denominator_floored`: 1 where $\tau$ took the place of $|c|$, else 0;
     - `residual_to_mass`: $|\delta| / \sum_i |a_i|$, undefined for a map of zeros.
 
+    A map of zeros has a `relative_residual` of 1, but where the claim is below $\tau$. Undefined where a map is not
+    finite; relative to the claim, also where all outputs that it is made of are 0.
+
     A small residual is consistency, not quality. Not applicable to methods that claim nothing.
 
     Args:
@@ -77,7 +80,8 @@ def completeness_convergence(case: Case, *, steps: Steps = (4, 8, 16, 32, 64), f
     The method is run again with each number in the place of its option `steps` or `samples`. `relative_residual` as
     in `completeness`, stage the number; `last_relative_residual` is that of the largest, and `halvings` how often the
     residual was halved for each doubling, from the first number to the last: about 1 at the kinks of rectifiers, 1/2
-    for independent samples, more on a smooth path. Undefined where a residual or the claim is 0.
+    for independent samples, more on a smooth path. Undefined where a map is not finite or the
+    claim is 0, as in `completeness`; `halvings`, also where a residual is 0.
 
     Args:
         case: what to test.

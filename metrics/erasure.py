@@ -16,6 +16,7 @@ BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
     family="faithfulness",
     direction="higher",
     headline="comprehensiveness_beyond_random",
+    chance=0.0,
     cite="deyoung2020eraser",
     question="What is lost without the most relevant part?",
     misleads="As deletion; probabilities that are nearly 1 hide small losses.",
@@ -25,6 +26,7 @@ def comprehensiveness(case: Case, *, fill: str, fractions: Fractions = BINS, pat
 
     At each fraction (step), and `comprehensiveness`, their mean, in [-1, 1], for the most relevant units and for random
     ones (mode `random`); `comprehensiveness_beyond_random` is the difference, 0 in expectation for a random map.
+    Undefined where a map is constant or not finite, except for the random order.
 
     Args:
         case: what to test.
@@ -42,6 +44,7 @@ def comprehensiveness(case: Case, *, fill: str, fractions: Fractions = BINS, pat
     family="faithfulness",
     direction="higher",
     headline="sufficiency_below_random",
+    chance=0.0,
     cite="deyoung2020eraser",
     question="What is lost with nothing but the most relevant part?",
     misleads="As insertion; most of the input is not like data.",
@@ -51,7 +54,8 @@ def sufficiency(case: Case, *, fill: str, fractions: Fractions = BINS, patch: Co
 
     At each fraction (step: of what is removed), and `sufficiency`, their mean, in [-1, 1], for keeping the most
     relevant (mode `least_first`: what goes first) and for keeping random units (mode `random`);
-    `sufficiency_below_random` is the difference, 0 in expectation for a random map.
+    `sufficiency_below_random` is the difference, 0 in expectation for a random map. Undefined where a map is constant
+    or not finite, except for the random order.
 
     Args:
         case: what to test.

@@ -21,6 +21,7 @@ CORRELATIONS = {"pearson": pearson, "spearman": spearman}
     family="faithfulness",
     direction="higher",
     headline="pearson",
+    chance=0.0,
     cite="bhatt2020evaluating",
     question="Does the map predict what random subsets cost?",
     misleads="One size of subsets and one fill; shared cost of the fill hides what the map knows.",
@@ -32,7 +33,8 @@ def faithfulness_correlation(
 
     Over random subsets $S$ of one size, drawn anew for each sample and the same for all methods. Yields `pearson` and
     `spearman`, 1 for exact attributions of a linear model, 0 in expectation for a random map. One size is one point of
-    `sensitivity_n`, and the choice matters.
+    `sensitivity_n`, and the choice matters. Undefined where the map is not finite, or where it, or what subsets cost,
+    does not differ between subsets.
 
     Args:
         case: what to test.
@@ -50,6 +52,7 @@ def faithfulness_correlation(
     family="faithfulness",
     direction="higher",
     headline="mean_pearson",
+    chance=0.0,
     cite="ancona2018towards",
     question="Does the map predict what subsets of each size cost?",
     misleads="Large subsets leave inputs unlike data; small ones lie within the noise of the logit.",
@@ -63,7 +66,8 @@ def sensitivity_n(
     $|S| = n$; how nearly it has is `pearson` (and `spearman`) over random subsets, step the fraction removed, at
     sizes that grow by an equal factor. `mean_pearson` is the mean over sizes: 1 for exact attributions of a linear
     model, 0 in expectation for a random map. Methods differ in where they are good: occlusion at small $n$, gradients
-    that saturate nowhere. Undefined where the map, or what subsets cost, does not differ between subsets.
+    that saturate nowhere. Undefined where the map is not finite, or where it, or what subsets cost, does not
+    differ between subsets; `mean_pearson`, where that is so at every size.
 
     Args:
         case: what to test.

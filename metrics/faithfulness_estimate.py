@@ -19,6 +19,7 @@ from harness.types import Count, NonNegative, Score
     family="faithfulness",
     direction="higher",
     headline="pearson",
+    chance=0.0,
     cite="alvarezmelis2018towards",
     question="Do the units that the map puts first cost the most, a few at a time?",
     misleads="Few groups decide the correlation; ties of sparse maps make it coarse.",
@@ -29,7 +30,8 @@ def faithfulness_estimate(case: Case, *, fill: str, groups: Count = 32, patch: N
     Units are taken in the order of the map, in groups of the same number; each group is removed from the untouched
     sample, the others stay. Yields `pearson` and `spearman` over groups of $\sum_{i \in G} a_i$ and $p_t(x) -
     p_t(x_{G \leftarrow fill})$, and `pearson_logit` of the drop of the logit, which is 1 for exact attributions of a
-    linear model. 0 in expectation for a random map.
+    linear model. 0 in expectation for a random map. Undefined where the map is not finite, or where it, or what groups
+    cost, does not differ between groups.
 
     Args:
         case: what to test.

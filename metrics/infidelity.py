@@ -22,6 +22,7 @@ PART = 7
     family="faithfulness",
     direction="lower",
     headline="relative_infidelity",
+    version=2,
     summary_statistic="median",
     cite="yeh2019infidelity",
     question="How well does the map predict what perturbations do to the output?",
@@ -45,8 +46,12 @@ def infidelity(
 
     The scale of a map enters quadratically, so methods are compared after the best one, $\beta = E (I^\top a) \Delta
     / E (I^\top a)^2$: `scaled_infidelity`, and as a share of $E \Delta^2$, `relative_infidelity`, in [0, 1], 0 for
-    exact attributions of a linear model. `infidelity` is the raw one, `best_scale` is $\beta$, for which a negative
-    value says that the map points the wrong way. Perturbations are the same for all methods.
+    exact attributions of a linear model. `infidelity` is the raw one, `best_scale` is $\beta$: where it is negative,
+    the map points the wrong way, and its `relative_infidelity` is 1, as without a map. Perturbations are the same for
+    all methods.
+
+    Undefined where the map is not finite or no perturbation changes the output; all but the raw one also where the map
+    says 0 of every perturbation, as a map of zeros does.
 
     Args:
         case: what to test.
@@ -73,7 +78,7 @@ def infidelity(
     for name, values, reasons in (
         ("infidelity", ((said - drops) ** 2).mean(1), broken),
         ("scaled_infidelity", scaled, silent),
-        ("relative_infidelity", scaled / (drops**2).mean(1), silent),
+        ("relative_infidelity", torch.where(scale > 0, scaled / (drops**2).mean(1), torch.ones_like(scale)), silent),
         ("best_scale", scale, silent),
     ):
         yield Score(name, undefined_as_nan(values, reasons), reasons, normalization=maps)

@@ -13,6 +13,7 @@ from harness.types import Count, NonNegative, Score
     family="faithfulness",
     direction="higher",
     headline="area_below_random",
+    chance=0.0,
     cite="petsiuk2018rise",
     question="How soon does the output fall when the most relevant goes first?",
     misleads="Rewards maps that find adversarial pixels.",
@@ -24,7 +25,7 @@ def deletion(
 
     `area`, mode `most_first`, in [0, 1], by the trapezoidal rule over the fraction removed; that of a random order
     beside it (mode `random`), and `area_below_random`, how far it lies below, which is 0 in expectation for a random
-    map.
+    map. Undefined where a map is constant or not finite, except for the random order.
 
     Low for maps that find adversarial pixels, too: compare units and fills. The source took 224 pixels a step.
 
@@ -46,6 +47,7 @@ def deletion(
     family="faithfulness",
     direction="higher",
     headline="area_above_random",
+    chance=0.0,
     cite="petsiuk2018rise",
     question="How soon does the output rise when the most relevant comes first?",
     misleads="Rewards blobs that cover the object, whatever decides.",
@@ -57,7 +59,8 @@ def insertion(
 
     Inserting the most relevant into the fill passes through the same inputs as removing the least relevant from the
     sample: `area`, mode `least_first`, in [0, 1], that of a random order, and `area_above_random`, 0 in expectation
-    for a random map. Steps are fractions removed, as everywhere.
+    for a random map. Steps are fractions removed, as everywhere. Undefined where a map is constant or not finite,
+    except for the random order.
 
     High for blobs that cover the object, whatever decides. The source blurs with a standard deviation of 5 of 224
     pixels, this a tenth of the longest side.

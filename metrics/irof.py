@@ -16,6 +16,7 @@ from harness.types import Count, Score
     family="faithfulness",
     direction="higher",
     headline="area_beyond_random",
+    chance=0.0,
     cite="rieger2020irof",
     question="How much of the probability is lost while superpixels go?",
     misleads="Superpixels follow edges, and so do some maps; quotients blow up where the probability is small.",
@@ -26,6 +27,8 @@ def irof(case: Case, *, fill: str = "mean", superpixels: Count = 100) -> Iterato
     By the trapezoidal rule over the fraction removed: `area_over_curve` of the most relevant first, at most 1, and of a
     random order, mode `random`; `area_beyond_random` is their difference, 0 in expectation for a random map. On
     probabilities only: a quotient of logits means nothing. Signals are cut into pieces; features of a table are single.
+
+    Undefined where a map is constant or not finite, except for the random order; quotients, where $p_t(x)$ is 0.
 
     Args:
         case: what to test.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
@@ -36,7 +36,9 @@ def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iter
     guessing gives. What leaks by the mask is credited to the map by every metric that lets a network see what was
     removed, and most by those that train one (`remove_and_retrain`).
 
-    A property of method and data, not a fault of either: maps that follow the object have its shape.
+    A property of method and data, not a fault of either: maps that follow the object have its shape. Undefined where a
+    map is constant or not finite, which then is left out of the fit as well, so that this alone of all metrics gives
+    other samples other values; and where too few of its class, or of any other, are left.
 
     Args:
         case: what to test.
@@ -51,18 +53,32 @@ def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iter
     if len(case.target[usable].unique()) < 2:
         raise NotApplicableError(f"needs two classes with {FOLDS} samples each, the largest has {int(counts.max())}")
     relevance, broken = relevance_of(case)
-    few = first_reason({f"fewer than {FOLDS} samples of its class": ~usable})
-    target, removing = case.target[usable], Removal("zero", patch).on(case)
+    removing = Removal("zero", patch).on(case)
     marked = (fraction * removing.counts).round()[:, None]
-    undefined_of = {"test": first_reason(few, broken), "floor_random": few}
     for order, role in ROLES.items():
-        undefined = undefined_of[role]
-        marks = (removing.ranks(order, relevance) < marked)[usable].double()
+        undefined = _untold(case.target, broken if role == "test" else {})
+        marks = (removing.ranks(order, relevance) < marked).double()
         right = torch.zeros(len(case.x), dtype=torch.float64, device=case.x.device)
-        right[usable] = (_predicted(marks, target) == target).double()
+        told = ~undefined_as_nan(right, undefined).isnan()
+        if told.any():
+            right[told] = (_predicted(marks[told], case.target[told]) == case.target[told]).double()
         values = undefined_as_nan(right, undefined)
         yield Score("class_from_mask", values, undefined, channels="sum", sign="signed", role=role)
     yield Score("commonest_class", counts[counts >= FOLDS].max().double() / usable.sum())
+
+
+def _untold(target: Int[Tensor, " n"], broken: dict[str, Bool[Tensor, " n"]]) -> dict[str, Bool[Tensor, " n"]]:
+    """Why samples take no part, neither to be told nor to learn from; what has no order would be marked at random."""
+    whole = torch.ones_like(target, dtype=torch.bool)
+    for where in broken.values():
+        whole = whole & ~where
+    classes, counts = target[whole].unique(return_counts=True)
+    enough = classes[counts >= FOLDS]
+    return first_reason(
+        broken,
+        {f"fewer than {FOLDS} samples of its class": ~torch.isin(target, enough)},
+        {f"no other class with {FOLDS} samples": torch.full_like(whole, len(enough) < 2)},
+    )
 
 
 def _predicted(marks: Float[Tensor, "n units"], target: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

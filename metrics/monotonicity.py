@@ -19,6 +19,7 @@ from harness.types import Count, NonNegative, Score
     family="faithfulness",
     direction="higher",
     headline="rising_beyond_random",
+    chance=0.0,
     cite="arya2019one",
     question="Does the output never fall while units are inserted in increasing absolute relevance?",
     misleads="Evidence against counts like evidence for; beyond some tens of steps no map is `monotonic`.",
@@ -30,7 +31,7 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     from one step to the next, else 0, as in the source, and says little beyond some tens of steps; `rising_share` is
     the share of the steps in which it does not fall, in [0, 1], and that of the random order stands beside it (mode
     `random`); `rising_beyond_random` is the difference, 0 in expectation for a random map. What falls by no more than
-    rounding does not fall.
+    rounding does not fall. Undefined where the absolute map is constant or not finite, except for the random order.
 
     Args:
         case: what to test.
@@ -63,6 +64,7 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     family="faithfulness",
     direction="higher",
     headline="spearman",
+    chance=0.0,
     cite="nguyen2020quantitative",
     question="Does the size of relevance rank units by how much they matter?",
     misleads="Blind to signs by design.",
@@ -74,7 +76,8 @@ def monotonicity_correlation(
 
     Spearman over units, with the mean over draws of a uniform value for the whole unit's positions; the source
     divides by $f_t(x)^2$, which changes no order. 1 if the map ranks units by how much they matter, either way; 0 in
-    expectation for a random map. Blind to signs by design.
+    expectation for a random map. Blind to signs by design. Undefined where the map is not finite, or where its size, or
+    what units cost, does not differ between units.
 
     Args:
         case: what to test.

@@ -16,6 +16,7 @@ from harness.types import NonNegative, Score
     family="faithfulness",
     direction="higher",
     headline="pearson",
+    chance=0.0,
     version=2,
     question="Does the map know which patches cost the most?",
     misleads="Occlusion with the same patch and fill wins by construction.",
@@ -25,7 +26,8 @@ def occlusion_faithfulness(case: Case, *, fill: str, patch: NonNegative = 0) -> 
 
     All channels of a patch are occluded together. Yields `pearson` and `spearman`, both 1 for exact
     attributions of a linear model. Occlusion with the same window and fill shares the operator with this metric and
-    scores high by construction. Undefined where the map does not differ between patches, or no drop does.
+    scores high by construction. Undefined where the map is not finite or does not differ between
+    patches, or no drop does.
 
     Args:
         case: what to test.

@@ -13,6 +13,7 @@ from harness.types import Count, NonNegative, Score
     family="faithfulness",
     direction="higher",
     headline="symmetric_relevance_gain",
+    chance=0.0,
     version=3,
     cite="bach2015pixel",
     question="Does removing what the map calls relevant change the output more than removing the rest?",
@@ -36,9 +37,10 @@ def pixel_flipping(
 
     `symmetric_relevance_gain` is $\int g_{least} - \int g_{most}$ of the probability curves by the trapezoidal
     rule over the fraction removed, in [-1, 1]; a random map has expectation 0 on every model.
-    `symmetric_relevance_gain_logit` is the same of the logit curves. Both undefined for a constant map, which
-    has no order. `area` is that under the probability curve of each order; of the random order it is the R-OMS of the
-    fill, the confidence that the model keeps in its prediction when it loses the same amount at random.
+    `symmetric_relevance_gain_logit` is the same of the logit curves. `area` is that under the probability curve of
+    each order; of the random order it is the R-OMS of the fill, the confidence that the model keeps in its prediction
+    when it loses the same amount at random. Undefined where a map is constant, and so has no order, or not finite,
+    except for the random order.
 
     Args:
         case: what to test.

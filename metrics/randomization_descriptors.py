@@ -100,7 +100,7 @@ def smooth_parameter_randomization(
 
     $\bar A(x) = \frac{1}{N} \sum_i A(x + \epsilon_i)$, $\epsilon_i \sim N(0, (\sigma (x_{max} - x_{min}))^2)$, the same
     $\epsilon_i$ at every stage. So it tests another method than the one that is named, its smoothed version, at N
-    times the cost.
+    times the cost. Undefined where a smoothed map is constant or not finite.
 
     Args:
         case: what to describe.

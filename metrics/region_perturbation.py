@@ -15,6 +15,7 @@ from harness.types import Count, Score
     family="faithfulness",
     direction="higher",
     headline="area_between_perturbation_curves",
+    chance=0.0,
     cite="samek2017evaluating",
     question="How far does the output fall while the most relevant regions are replaced by noise?",
     misleads="Noise is what the network never saw; one fill and one size of regions.",
@@ -28,6 +29,8 @@ def region_perturbation(
     ones first. Yields the curves, `area_over_perturbation_curve` of each order, in probability, and
     `area_between_perturbation_curves`, that of the most relevant first less that of the least relevant first, in
     [-1, 1], 0 in expectation for a random map; `..._logit` are the same of the logit.
+
+    Undefined where a map is constant or not finite, except for the random order.
 
     Unlike in the source, patches lie on a grid from the first corner on, and are as relevant as their mean. It took
     ten draws of the noise.

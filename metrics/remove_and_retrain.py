@@ -25,6 +25,7 @@ Orders = Annotated[Sequence[Order], Field(min_length=1), Distinct]
     family="faithfulness",
     direction="higher",
     headline="loss_beyond_random",
+    chance=0.0,
     needs=("recipe",),
     uses=("recipe",),
     cite="hooker2019benchmark",
@@ -49,7 +50,8 @@ def remove_and_retrain(
     calls KAR.
 
     `loss_beyond_random` is the mean over fractions of the `correct` after removal in random order less that in order of
-    the map, in [-1, 1]; 0 in expectation for a random map. It needs both orders.
+    the map, in [-1, 1]; 0 in expectation for a random map. It needs both orders. Undefined where the map of the
+    held-out sample is constant or not finite.
 
     A network that is trained again may read the class from the *shape* of what was removed: see `mask_leakage`. Every
     trained network is kept on disk as soon as it is trained, so that a run that was interrupted goes on with the next.

@@ -21,6 +21,7 @@ REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
     family="faithfulness",
     direction="higher",
     headline="accuracy_gap",
+    chance=0.0,
     cite="rong2022consistent",
     question="Is the prediction lost with the most relevant pixels when the rest fills the gaps?",
     misleads="Large holes are filled by flat colour, which a network sees; accuracy is coarse with few samples.",
@@ -33,7 +34,7 @@ def road(
     `correct` at each fraction for the most relevant, least relevant and random pixels first; a pixel is removed with
     all its channels. `accuracy_gap` is the mean over the fractions of `correct`, least relevant first, less that of
     most relevant first, in [-1, 1], and `confidence_gap` the same of the probability: 0 in expectation for a random
-    map.
+    map. Undefined where a map is constant or not finite, except for the random order.
 
     Accuracy is agreement with the class that is explained. Missing pixels solve a linear system together, to which
     normal noise of 1 % of the valid range is added, so that the shape of what was removed is hard to see.

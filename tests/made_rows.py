@@ -86,6 +86,8 @@ def results_of(made, *, family="gradient", statuses=None, model="net"):
             "method_family": "control" if method in ("sobel", "random") else family,
             "method_expected": {},
             "metric_function": function,
+            "metric_version": 1,
+            "direction": "higher",
             "headline": "spearman",
             "summary_statistic": "mean",
             **dict.fromkeys(("forward", "backward", "maps_forward", "maps_backward", "seconds", "maps_seconds"), 1),

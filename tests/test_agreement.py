@@ -31,6 +31,8 @@ def written(areas, *, random=0.4, start=0.9, family="gradient", options=None):
         info = {
             "status": "done",
             "metric_function": "pixel_flipping",
+            "metric_version": 3,
+            "direction": "higher",
             "metric_options": {"fill": fill, "patch": patch, "superpixels": 0} if options is None else options,
             "method_family": "control" if method == "sobel" else family,
         }

@@ -10,11 +10,12 @@ import harness
 from cases import Linear, network
 from closed_forms import EXACT, normal
 from harness import METHODS, InputError, NotApplicableError
+from harness.given import subject_of_tensors
 from harness.plan import plan
 from harness.progress import silent
 from harness.registry import method
 from harness.study import choose, load_study
-from harness.subjects import subject_of_entry, subject_of_tensors
+from harness.subjects import subject_of_entry
 
 NONE = "expected_gradients: needs background samples: pass background=, a tensor of them, such as training data"
 WEIGHT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]], dtype=torch.float64)

@@ -76,6 +76,8 @@ def results_of(scores, function="parameter_randomization", expected=None, thresh
             "method_family": "gradient" if not expected else "control",
             "method_expected": {function: expected} if expected else {},
             "metric_function": function,
+            "metric_version": 1,
+            "direction": "higher",
             "headline": "spearman",
             "summary_statistic": "mean",
             **dict.fromkeys(("forward", "backward", "maps_forward", "maps_backward", "seconds", "maps_seconds"), 1),

@@ -21,6 +21,19 @@ class BrokenSampleError(InputError):
 
 
 @dataclass(frozen=True)
+class Planted:
+    """How to find out whether a network uses what was planted in the samples: exchange it, and exchange the rest.
+
+    Attributes:
+        other_truth: row -> that sample with the truth of another class in the place of its own, the rest as it is.
+        other_rest: row -> that sample with its own truth, and the rest of another sample.
+    """
+
+    other_truth: Callable[[int], Tensor]
+    other_rest: Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
 class Data:
     """Samples with ids and labels, and the training part that they are disjoint from.
 
@@ -34,6 +47,9 @@ class Data:
         train: the samples to train on; None if there are none.
         read_mask: row -> where in that sample the truth lies, [1, ...] or [f] for a table; None if nothing says it.
         skip_broken: whether a sample that cannot be read is left out, or ends everything.
+        planted: how to find out whether a network uses what the masks mark; None where nobody planted it.
+        read_parts: row -> where each part of that sample is, [parts, *positions], and the sample without each part,
+            [parts, ...]; None if it has no parts.
     """
 
     name: str
@@ -45,6 +61,8 @@ class Data:
     train: "Data | None" = None
     skip_broken: bool = False
     read_mask: Callable[[int], Tensor] | None = None
+    planted: Planted | None = None
+    read_parts: Callable[[int], tuple[Tensor, Tensor]] | None = None
     _first: dict[str, tuple[int, torch.Size]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:

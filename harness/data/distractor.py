@@ -1,5 +1,6 @@
 """A task with a known truth: of two digits side by side, one alone decides the class."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 
 from harness.data import Data, of_tensors
 from harness.data.bundled import mnist_5k
+from harness.data.planting import exchanged, next_of_another_class
 from harness.random import Draws
 from harness.registry import data_source
 from harness.space import InputSpace
@@ -49,7 +51,11 @@ def _pairs(name: str, digits: Data, train: Data | None) -> Data:
     masks = _side_by_side((digit > 0).float(), torch.zeros_like(other), left)
     ids = [f"{name}/{row}" for row in range(count)]
     space = InputSpace("image", (0.0,), (1.0,))
-    return of_tensors("distractor", x, digits.labels[deciding], space, ids=ids, train=train, masks=masks)
+    labels = digits.labels[deciding]
+    data = of_tensors("distractor", x, labels, space, ids=ids, train=train, masks=masks)
+    other_truth = _side_by_side(digit[next_of_another_class(labels)], other, left)
+    other_rest = _side_by_side(digit, other[next_of_another_class(digits.labels[distracting])], left)
+    return replace(data, planted=exchanged(other_truth, other_rest))
 
 
 def _side_by_side(

@@ -1,13 +1,13 @@
 """Pictures in a folder, and how a picture becomes an input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from harness.data import BrokenSampleError, Data
 from harness.data.files import Broken, class_indices, existing, of_files
+from harness.data.masks import above_zero, masked, of_folder, of_table
 from harness.registry import data_source
 from harness.space import InputSpace
 from harness.types import InputError
@@ -63,13 +64,22 @@ class Preprocessing:
 
     def __call__(self, picture: Image.Image) -> Float[Tensor, "c h w"]:
         """The input that a picture becomes."""
-        picture = _in_mode(picture, MODES[len(self.mean)])
-        if self.resize:
-            picture = F.resize(picture, list(self.resize), InterpolationMode(self.interpolation), antialias=True)
-        if self.crop:
-            picture = F.center_crop(picture, [self.crop, self.crop])
+        picture = self._framed(_in_mode(picture, MODES[len(self.mean)]), self.interpolation)
         pixels = F.pil_to_tensor(picture).to(torch.float32) / 255
         return F.normalize(pixels, list(self.mean), list(self.std))
+
+    def mask(self, picture: Image.Image) -> Float[Tensor, "1 h w"]:
+        """The mask, of zeros and ones, that a picture of a mask becomes, aligned with the input of its picture.
+
+        A position is truth if the pixel of the mask below its centre is above zero: nothing is averaged, so that what
+        is thinner than a position may be lost. What `crop` adds around a small picture is no truth.
+        """
+        return (F.pil_to_tensor(self._framed(above_zero(picture), "nearest")) > 0).to(torch.float32)
+
+    def _framed(self, picture: Image.Image, interpolation: Interpolation) -> Image.Image:
+        if self.resize:
+            picture = F.resize(picture, list(self.resize), InterpolationMode(interpolation), antialias=True)
+        return F.center_crop(picture, [self.crop, self.crop]) if self.crop else picture
 
 
 @data_source(argument="PATH")
@@ -83,6 +93,8 @@ def folder(
     classes: list[str] | None = None,
     train: str = "",
     held_out: str = "",
+    mask_folder: str = "",
+    boxes: str = "",
     broken: Broken = "refuse",
     resize: int | list[int] | None = None,
     crop: int | None = None,
@@ -95,6 +107,9 @@ def folder(
     The class is the subfolder, unless `labels` says otherwise. How a picture becomes an input is declared here
     by `resize`, `crop`, `mean` and `std`, or else comes with the weights of the model.
 
+    Where the truth lies is said by `mask_folder` or `boxes`, in pixels of the pictures as they are stored: it is
+    resized and cropped with them. It is that of the label, so it says nothing of other explained classes.
+
     Args:
         path: of the folder.
         base: what paths are relative to.
@@ -104,7 +119,12 @@ def folder(
         classes: names of all classes by index; by default those that occur, sorted.
         train: another folder, with the training samples.
         held_out: a regular expression that the paths of samples to explain match; the others are trained on.
-        broken: refuse a file that cannot be read, or skip it.
+        mask_folder: a folder with a picture for each of these, of the same path up to the extension, which is above
+            zero where the truth lies (palette index, grey or one of the colours, and not wholly transparent). Not
+            JPEG or WebP, which change the pixels beside an edge.
+        boxes: a CSV file with the columns `file`, `x_min`, `y_min`, `x_max`, `y_max`: columns x_min to x_max - 1 from
+            the left, which is 0, and rows from the top alike. What is in one of the boxes of a file is truth.
+        broken: refuse a file that cannot be read, or has no readable mask where there should be one, or skip it.
         resize: the shorter side, or [height, width].
         crop: the side of the square cut from the centre.
         mean: of each channel in [0, 1].
@@ -112,11 +132,14 @@ def folder(
         interpolation: of the resizing.
 
     Raises:
-        InputError: an empty folder, a file without a class, or nothing that says how pictures become inputs.
+        InputError: an empty folder, a file without a class, nothing that says how pictures become inputs, a picture
+            without a mask, or boxes that are none.
     """
     name = f"folder:{path}"
     prepare = declared(preprocessing, resize, crop, mean, std, interpolation, name)
-    return of_files(
+    if mask_folder and boxes:
+        raise InputError(f"{name}: mask_folder: {mask_folder!r} stands beside boxes: {boxes!r}; choose one")
+    data = of_files(
         "folder",
         path,
         EXTENSIONS,
@@ -130,6 +153,13 @@ def folder(
         held_out=held_out,
         broken=broken,
     )
+    if not (mask_folder or boxes):
+        return data
+    if mask_folder:
+        truth = of_folder(data.ids, base / mask_folder, name)
+    else:
+        truth = of_table(data.ids, base / boxes, base / path, name)
+    return masked(data, prepare.mask, lambda row: base / path / data.ids[row], truth)
 
 
 @data_source()
@@ -173,12 +203,27 @@ def pictures(
     if labels is not None and len(labels) != len(files):
         raise InputError(f"pictures: expected a label for each of the {len(files)} files, got {len(labels)}")
     prepare = declared(preprocessing, resize, crop, mean, std, interpolation, "pictures")
-    decode, paths = _decoder(prepare), [existing(base / file) for file in files]
+    paths = [existing(base / file) for file in files]
     y, names = None, tuple(classes or ())
     if labels is not None:
         y, names = class_indices([str(label) for label in labels], "pictures", classes)
     rest = folder(train, base=base, preprocessing=prepare) if train else None
-    return Data("pictures", prepare.space, files, y, lambda row: decode(paths[row]), names, rest, broken == "skip")
+    return of_paths("pictures", files, paths, prepare, y, names, broken, train=rest)
+
+
+def of_paths(
+    name: str,
+    ids: Sequence[str],
+    paths: Sequence[Path],
+    prepare: Preprocessing,
+    labels: Int[Tensor, " n"] | None,
+    classes: tuple[str, ...],
+    broken: Broken,
+    train: Data | None = None,
+) -> Data:
+    """These picture files as data that are decoded when they are read."""
+    decode = _decoder(prepare)
+    return Data(name, prepare.space, ids, labels, lambda row: decode(paths[row]), classes, train, broken == "skip")
 
 
 def declared(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from harness.data.images import Preprocessing
-from harness.training import Recipe
+from harness.training import Trainer
 
 Shape = tuple[int, ...]
 
@@ -46,7 +46,7 @@ class ModelSource:
     name: str
     build: Callable[[Shape, int], nn.Module]
     pretrained: Mapping[str, Pretrained] = field(default_factory=dict)
-    recipe: Recipe | None = None
+    recipe: Trainer | None = None
     data: str = ""
     shape: Shape | None = None
     code: Callable[[nn.Module], str] | None = None

@@ -16,6 +16,9 @@ from harness.types import InputError
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and training frameworks put before every name."""
 
+INSIDE, DEEPEST = "classifier.", 3
+"""What the networks of `harness.models.wrapped` have before every name of the model in them, and how often at most."""
+
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 """Where checkpoints of training scripts keep the weights beside other things."""
 
@@ -69,7 +72,7 @@ def _told(content: object) -> str:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict strictly; prefixes that wrappers put before every name are taken off.
+    """Load a state dict strictly; prefixes that wrappers put before every name are taken off, or on for our own.
 
     Raises:
         InputError: names or shapes do not fit; the message says which, and what the likely reason is.
@@ -79,6 +82,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
         if own.keys() & state.keys():
             break
         state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if own.keys().isdisjoint(state):
+        prefixes = (INSIDE * depth for depth in range(1, DEEPEST + 1))
+        inside = next((prefix for prefix in prefixes if any(prefix + name in own for name in state)), "")
+        state = {inside + name: value for name, value in state.items()}
     # Files of safetensors hold tied weights once.
     held = {own[name].data_ptr() for name in state if name in own}
     # Old checkpoints and other libraries do not count batches; nothing depends on it.

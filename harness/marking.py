@@ -1,0 +1,172 @@
+"""How a metric is marked by its scores of maps of known quality. Arithmetic only: nothing here runs a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from harness.statistics import kendall, krippendorff, samples_needed
+
+Scores = Float[np.ndarray, " samples"]
+
+QUALITIES = (1.0, 0.9, 0.75, 0.6, 0.4, 0.2, 0.1, 0.0)
+TRUTH, MIDDLE, LOW, WRONG = 1.0, 0.6, 0.4, 0.0
+
+ERRORS = 4.0
+"""How many standard errors are no chance."""
+
+NEGLIGIBLE = 0.02
+"""Of what the truth gains over a wrong map: a smaller step in the wrong order is none."""
+
+SAME = 1e-3
+"""Of the range of all scores: what two computations of one score may differ by in 99 % of the samples."""
+
+UNDEFINED = 0.1
+"""The largest share of samples of which a score may be undefined."""
+
+FAULTS = {
+    "undefined": "more than a tenth of the samples has no score",
+    "blind": "does not tell the truth from a wrong map, or from noise",
+    "order": "scores a worse map higher",
+    "chance": "noise is not at the level stated for chance",
+    "reversal": "does not say that a reversed map is no better than noise",
+    "scale": "depends on the scale of the map",
+    "company": "depends on the other samples, their order or the batch",
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The scores that one metric gave in one task, a number for each sample, higher for better.
+
+    Attributes:
+        graded: quality -> scores; 0 is a plausible map that is wrong.
+        noise: of white noise.
+        negated: of the truth with its sign reversed.
+        inverted: of the truth with its order reversed and no value negative.
+        rescaled: of the map of middle quality, each sample by a factor of its own.
+        in_company: of the same map with the samples in another order, in small batches.
+        again: of the map of middle quality less those of low quality, with other draws of the metric.
+        chance: what is stated for noise; None if nothing is.
+    """
+
+    graded: Mapping[float, Scores]
+    noise: Scores
+    negated: Scores
+    inverted: Scores
+    rescaled: Scores
+    in_company: Scores
+    again: Scores
+    chance: float | None = None
+
+    @property
+    def gain(self) -> float:
+        """How much higher the truth scores than noise."""
+        return _mean(self.graded[TRUTH]) - _mean(self.noise)
+
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with the metric, by the names in `FAULTS`; nothing if it passes."""
+        if any(np.isnan(scores).mean() > UNDEFINED for scores in (*self.graded.values(), self.noise)):
+            return ("undefined",)
+        truth, middle, wrong = (self.graded[quality] for quality in (TRUTH, MIDDLE, WRONG))
+        found = {
+            "blind": not (_above(truth, wrong) and _above(truth, self.noise)),
+            "order": any(self._wrong(better, worse) for better, worse in pairwise(QUALITIES)),
+            "chance": self.chance is not None and _apart(self.noise - self.chance),
+            "reversal": not any(self._loses(each) for each in (self.negated, self.inverted)),
+            "scale": self._differ(middle, self.rescaled),
+            "company": self._differ(middle, self.in_company),
+        }
+        return tuple(name for name, wrong in found.items() if wrong)
+
+    def flips(self, other: Scores) -> float:
+        """Where a reversed map scores: -1 as far below noise as the truth is above it, 0 as noise, 1 as the truth."""
+        return (_mean(other) - _mean(self.noise)) / self.gain if self.gain else np.nan
+
+    def needed(self, better: float, worse: float) -> float:
+        """How many samples tell two qualities apart, in 80 % of all studies at a level of 5 %."""
+        return samples_needed(self.graded[better] - self.graded[worse])
+
+    @property
+    def least_quality(self) -> float:
+        """The smallest quality that as many samples as here tell from a wrong map; NaN if they tell none."""
+        return self._told([(quality, quality, WRONG) for quality in reversed(QUALITIES[:-1])])
+
+    @property
+    def least_loss(self) -> float:
+        """The smallest loss of quality that they tell from the truth; NaN if they tell none."""
+        return self._told([(TRUTH - quality, TRUTH, quality) for quality in QUALITIES[1:]])
+
+    @property
+    def needed_if_averaged(self) -> float:
+        """How many samples tell middle from low quality if each score were the mean over very many draws.
+
+        The variance that two draws do not share is the metric's own: half the mean square of what they differ by.
+        """
+        first = self.graded[MIDDLE] - self.graded[LOW]
+        known = ~np.isnan(first + self.again)
+        both = (first[known] + self.again[known]) / 2
+        if len(both) < 2:
+            return np.nan
+        own = float(np.mean((first - self.again)[known] ** 2)) / 2
+        # The mean of two draws has half of it, and it is taken out by drawing samples nearer to their mean.
+        variance = float(both.var(ddof=1))
+        left = max(variance - own / 2, 0.0)
+        return samples_needed(both.mean() + (both - both.mean()) * (left / variance) ** 0.5 if variance else both)
+
+    @property
+    def reliability(self) -> float:
+        """Krippendorff's alpha of the samples as raters that rank the qualities."""
+        scores = np.stack([self.graded[quality] for quality in QUALITIES], 1)
+        return krippendorff(rankdata(scores[~np.isnan(scores).any(1)], axis=1)) if len(scores) else np.nan
+
+    def _told(self, steps: Sequence[tuple[float, float, float]]) -> float:
+        size = len(self.graded[TRUTH])
+        return next((step for step, better, worse in steps if self.needed(better, worse) <= size), np.nan)
+
+    def _wrong(self, better: float, worse: float) -> bool:
+        excess = self.graded[worse] - self.graded[better]
+        return _above(excess, np.zeros_like(excess)) and _mean(excess) > NEGLIGIBLE * abs(self.gain)
+
+    def _loses(self, other: Scores) -> bool:
+        return _above(self.graded[TRUTH], other) and not _above(other, self.noise)
+
+    def _differ(self, first: Scores, second: Scores) -> bool:
+        every = np.concatenate([*self.graded.values(), self.noise, self.negated, self.inverted])
+        span = float(np.nanmax(every) - np.nanmin(every)) if np.isfinite(every).any() else 0.0
+        same = (np.abs(first - second) <= SAME * span) | (np.isnan(first) & np.isnan(second))
+        return float(same.mean()) < 0.99
+
+
+def rank_agreement(first: Mapping[float, Scores], second: Mapping[float, Scores]) -> float:
+    r"""Kendall's $\tau$ between the orders in which two metrics put the qualities, averaged over samples."""
+    one, other = (np.stack([scores[quality] for quality in QUALITIES], 1) for scores in (first, second))
+    taus = kendall(one, other)
+    return float(np.nanmean(taus)) if np.isfinite(taus).any() else np.nan
+
+
+def _mean(scores: Scores) -> float:
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else np.nan
+
+
+def _above(higher: Scores, lower: Scores) -> bool:
+    """Whether one is above the other by more than chance, sample by sample."""
+    return _errors(higher - lower) > ERRORS
+
+
+def _apart(differences: Scores) -> bool:
+    return abs(_errors(differences)) > ERRORS
+
+
+def _errors(differences: Scores) -> float:
+    """The mean in standard errors; differences that are all the same are infinitely many, or none if they are 0."""
+    known = differences[~np.isnan(differences)]
+    if len(known) < 2:
+        return 0.0
+    mean, error = float(known.mean()), float(known.std(ddof=1) / len(known) ** 0.5)
+    if error == 0:
+        return float(np.sign(mean)) * np.inf if mean else 0.0
+    return mean / error
