@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,9 @@ ERRORS = 4.0
 
 NEGLIGIBLE = 0.02
 """Of what the truth gains over a wrong map: a smaller step in the wrong order is none."""
+
+ROUNDING = 1e-9
+"""Of the range of all scores: a smaller difference is none."""
 
 SAME = 1e-3
 """Of the range of all scores: what two computations of one score may differ by in 99 % of the samples."""
@@ -67,15 +71,21 @@ class Answers:
         """How much higher the truth scores than noise."""
         return _mean(self.graded[TRUTH]) - _mean(self.noise)
 
+    @cached_property
+    def span(self) -> float:
+        """The range of all scores."""
+        every = np.concatenate([*self.graded.values(), self.noise, self.negated, self.inverted])
+        return float(np.nanmax(every) - np.nanmin(every)) if np.isfinite(every).any() else 0.0
+
     def faults(self) -> tuple[str, ...]:
         """What is wrong with the metric, by the names in `FAULTS`; nothing if it passes."""
         if any(np.isnan(scores).mean() > UNDEFINED for scores in (*self.graded.values(), self.noise)):
             return ("undefined",)
         truth, middle, wrong = (self.graded[quality] for quality in (TRUTH, MIDDLE, WRONG))
         found = {
-            "blind": not (_above(truth, wrong) and _above(truth, self.noise)),
+            "blind": not (self._above(truth, wrong) and self._above(truth, self.noise)),
             "order": any(self._wrong(better, worse) for better, worse in pairwise(QUALITIES)),
-            "chance": self.chance is not None and _apart(self.noise - self.chance),
+            "chance": self.chance is not None and abs(self._errors(self.noise - self.chance)) > ERRORS,
             "reversal": not any(self._loses(each) for each in (self.negated, self.inverted)),
             "scale": self._differ(middle, self.rescaled),
             "company": self._differ(middle, self.in_company),
@@ -98,7 +108,7 @@ class Answers:
     @property
     def least_loss(self) -> float:
         """The smallest loss of quality that they tell from the truth; NaN if they tell none."""
-        return self._told([(TRUTH - quality, TRUTH, quality) for quality in QUALITIES[1:]])
+        return self._told([(round(TRUTH - quality, 6), TRUTH, quality) for quality in QUALITIES[1:]])
 
     @property
     def needed_if_averaged(self) -> float:
@@ -124,20 +134,34 @@ class Answers:
         return krippendorff(rankdata(scores[~np.isnan(scores).any(1)], axis=1)) if len(scores) else np.nan
 
     def _told(self, steps: Sequence[tuple[float, float, float]]) -> float:
-        size = len(self.graded[TRUTH])
-        return next((step for step, better, worse in steps if self.needed(better, worse) <= size), np.nan)
+        for step, better, worse in steps:
+            known = ~np.isnan(self.graded[better] - self.graded[worse])
+            if self.needed(better, worse) <= known.sum():
+                return step
+        return np.nan
+
+    def _above(self, higher: Scores, lower: Scores) -> bool:
+        """Whether one is above the other by more than chance, sample by sample."""
+        return self._errors(higher - lower) > ERRORS
+
+    def _errors(self, differences: Scores) -> float:
+        """The mean in standard errors; infinitely many where all are alike, none where they are rounding."""
+        known = differences[~np.isnan(differences)]
+        if len(known) < 2 or abs(known.mean()) <= ROUNDING * self.span:
+            return 0.0
+        error = float(known.std(ddof=1) / len(known) ** 0.5)
+        return float(known.mean()) / error if error else float(np.sign(known.mean())) * np.inf
 
     def _wrong(self, better: float, worse: float) -> bool:
-        excess = self.graded[worse] - self.graded[better]
-        return _above(excess, np.zeros_like(excess)) and _mean(excess) > NEGLIGIBLE * abs(self.gain)
+        excess = _mean(self.graded[worse] - self.graded[better])
+        gain = _mean(self.graded[TRUTH]) - _mean(self.graded[WRONG])
+        return self._above(self.graded[worse], self.graded[better]) and excess > NEGLIGIBLE * abs(gain)
 
     def _loses(self, other: Scores) -> bool:
-        return _above(self.graded[TRUTH], other) and not _above(other, self.noise)
+        return self._above(self.graded[TRUTH], other) and not self._above(other, self.noise)
 
     def _differ(self, first: Scores, second: Scores) -> bool:
-        every = np.concatenate([*self.graded.values(), self.noise, self.negated, self.inverted])
-        span = float(np.nanmax(every) - np.nanmin(every)) if np.isfinite(every).any() else 0.0
-        same = (np.abs(first - second) <= SAME * span) | (np.isnan(first) & np.isnan(second))
+        same = (np.abs(first - second) <= SAME * self.span) | (np.isnan(first) & np.isnan(second))
         return float(same.mean()) < 0.99
 
 
@@ -150,23 +174,3 @@ def rank_agreement(first: Mapping[float, Scores], second: Mapping[float, Scores]
 
 def _mean(scores: Scores) -> float:
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else np.nan
-
-
-def _above(higher: Scores, lower: Scores) -> bool:
-    """Whether one is above the other by more than chance, sample by sample."""
-    return _errors(higher - lower) > ERRORS
-
-
-def _apart(differences: Scores) -> bool:
-    return abs(_errors(differences)) > ERRORS
-
-
-def _errors(differences: Scores) -> float:
-    """The mean in standard errors; differences that are all the same are infinitely many, or none if they are 0."""
-    known = differences[~np.isnan(differences)]
-    if len(known) < 2:
-        return 0.0
-    mean, error = float(known.mean()), float(known.std(ddof=1) / len(known) ** 0.5)
-    if error == 0:
-        return float(np.sign(mean)) * np.inf if mean else 0.0
-    return mean / error

@@ -1,6 +1,7 @@
 """Maps of known quality, for networks whose right maps are known: what metrics are examined with."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 import torch
@@ -62,10 +63,12 @@ def graded(
 
 
 def _moved(maps: Float[Tensor, "n *shape"], draws: Draws) -> Float[Tensor, "n *shape"]:
-    """Each map moved around the torus by its own number of places along each axis of positions, all channels alike."""
-    for axis in range(min(2, maps.ndim - 1), maps.ndim):
+    """Each map moved around the torus to a place of its own, never to where it was, all channels alike."""
+    first = min(2, maps.ndim - 1)
+    place = 1 + draws.integers(prod(maps.shape[first:]) - 1, 1, draw=2)[:, 0]
+    for axis in range(first, maps.ndim):
         size = maps.shape[axis]
-        by = draws.integers(size, 1, draw=1 + axis)[:, 0]
+        by, place = place % size, place // size
         source = (torch.arange(size, device=maps.device) - by[:, None]) % size
         shape = [len(maps), *(size if each == axis else 1 for each in range(1, maps.ndim))]
         maps = maps.gather(axis, source.view(shape).expand_as(maps))

@@ -23,6 +23,7 @@ ROLES: dict[Order, Role] = {"most_first": "test", "random": "floor_random"}
     family="descriptor",
     direction="lower",
     headline="class_from_mask",
+    version=2,
     cite="rong2022consistent",
     question="Does the shape of what is removed tell the class?",
     misleads="A property of method and data: maps that follow the object have its shape.",

@@ -64,6 +64,7 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     family="faithfulness",
     direction="higher",
     headline="spearman",
+    version=2,
     chance=0.0,
     cite="nguyen2020quantitative",
     question="Does the size of relevance rank units by how much they matter?",

@@ -28,7 +28,8 @@ def part_importance(case: Case) -> Iterator[Score]:
     $x_{\setminus P}$ is the sample drawn without the part (`hesse2023funnybirds`, single deletion): what was behind it
     is seen, nothing is filled in, and the network has been trained on such samples. Channels are summed, signs kept.
     Yields `spearman` and `pearson`, both 0 on average for noise of mean zero, and 1 where the order of the parts is
-    right, or their shares. Undefined where the map does not differ between parts, or no drop does.
+    right, or their shares. Undefined where the map is not finite or does not differ between parts, and where no drop
+    does.
 
     Args:
         case: what to test.

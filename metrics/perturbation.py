@@ -273,6 +273,5 @@ def relevance_of(
 ) -> tuple[Float[Tensor, "n *axes"], dict[str, Bool[Tensor, " n"]]]:
     """The map summed over channels, finite everywhere, and why it orders nothing, where it does not."""
     relevance = reduce_channels(case.maps, "sum")
-    broken = first_reason(degenerate(relevance))
-    relevance = relevance.nan_to_num(0, 0, 0)
-    return (relevance if sign == "signed" else relevance.abs()), broken
+    relevance = relevance if sign == "signed" else relevance.abs()
+    return relevance.nan_to_num(0, 0, 0), first_reason(degenerate(relevance))

@@ -256,12 +256,7 @@ def test_empty_and_full_masks_have_no_localization(name, kind):
     assert frame[rest].equals(ordinary[rest])
 
 
-UNSAID = pytest.mark.xfail(reason="its docstring does not say yet that a map may be not finite")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNSAID) if name == "part_importance" else name for name in OURS]
-)
+@pytest.mark.parametrize("name", OURS)
 def test_the_docstring_says_where_there_is_no_value(name):
     text = documentation(name)
     for outcome in {str(each) for each in EXPECTED[name]}:

@@ -1,10 +1,11 @@
 """Pictures for networks whose right maps are known: what the exam of the metrics is taken on."""
 
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,11 +26,12 @@ SPOTS, RADIUS, TILES = 3, 3.0, 3
 DARKEST, BACKGROUND, DIM, BRIGHTEST = 0.1, 0.55, 0.65, 1.0
 
 Truth = Literal["spots", "region"]
+Backwards = Annotated[int, Field(ge=0, le=SAMPLES)]
 
 
 @data_source()
 @cache
-def evidence(*, truth: Truth = "spots", backwards: int = 0) -> Data:
+def evidence(*, truth: Truth = "spots", backwards: Backwards = 0) -> Data:
     """1,024 colour pictures of 24 x 24 with bright spots on a clouded ground, and where the evidence in them is.
 
     `evidence-additive` adds up what is brighter than a threshold: its truth is the `spots`, which are elsewhere in

@@ -68,7 +68,7 @@ class Sprites:
         """Where each of the parts that are there is seen: where it is and none of those before it is."""
         there = self.extents & present[:, :, None, None]
         parts, before = there.unbind(1), torch.zeros_like(there[:, 0])
-        seen = []
+        seen: list[Tensor] = []
         for part in reversed(parts):
             seen.insert(0, part & ~before)
             before = before | part

@@ -44,7 +44,6 @@ def suppressors() -> Data:
     x = x.float()
     used = torch.zeros(FEATURES)
     used[[*SUPPRESSED.keys(), *SUPPRESSED.values()]] = 1.0
-    # The next row of the other class, and the next one of all.
     other = {label: (y == 1 - label).nonzero()[:, 0] for label in (0, 1)}
 
     def other_truth(row: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from harness.registry import model_source
 EVIDENCE = 6.0
 """Of an average sample: it moves the log-odds from -3, a probability of 5 %, to 3, one of 95 %."""
 
-OF_REGION, OF_SPOTS = 0.45, 50.0
+OF_REGION, OF_SPOTS = 0.426, 53.7
 """The weighted mean pixel of the region, and by how much the bright values of a picture exceed the threshold."""
 
 COLOURS = (0.9, 1.8, 0.3)
