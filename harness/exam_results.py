@@ -107,7 +107,11 @@ class Exam:
             place = {"metric": label, "function": entry.name, "version": entry.version}
             mark = {"mark": FAILED if faults else PASSED, "faults": _merged(faults)}
             rows.append(
-                {**place, **mark, **{name: getattr(here[name], how)() for name, how in WORST.items() if len(here)}}
+                {
+                    **place,
+                    **mark,
+                    **{name: getattr(here[name], how)(skipna=False) for name, how in WORST.items() if len(here)},
+                }
             )
         return pd.DataFrame(rows)
 

@@ -40,6 +40,9 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
         picture, _ = read_cascade(kept)
         if picture.maps.ndim == 4:
             written.append(_save(draw_cascade(picture), kept.with_suffix(".png")))
+    lifts = results.table("headlines").query("measure == 'lift'")
+    if len(lifts):
+        written.append(_save(draw_lifts(lifts), folder / "lifts.png"))
     points = curves(results)
     judged = results.table("verdicts")
     for (model, seed), name in results.subjects.items():
@@ -89,6 +92,37 @@ def draw_cascade(picture: Cascade) -> Figure:
         axis.set_xticks([])
         axis.set_yticks([])
     figure.suptitle(f"{picture.caption}: randomized from the output down to the named block", fontsize=9)
+    return figure
+
+
+def draw_lifts(lifts: pd.DataFrame) -> Figure:
+    """Methods x models, a panel for each metric of localization: the lift over chance, 1 where a map finds all.
+
+    Blue is better than chance, red worse, both by the number; empty where there is none.
+    """
+    metrics = list(lifts["metric"].unique())
+    methods, models = (list(lifts[name].unique()) for name in ("method", "model"))
+    columns = min(len(metrics), 2)
+    rows = -(-len(metrics) // columns)
+    size = ((0.5 * len(models) + 0.6) * columns + 2.6, (0.24 * len(methods) + 1.0) * rows + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_visible(False)
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        wide = lifts[lifts["metric"] == metric].pivot_table(
+            index="method", columns="model", values="value", sort=False, dropna=False
+        )
+        values = wide.reindex(index=methods, columns=models).to_numpy(dtype=float)
+        image = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if abs(value) > 0.6 else "black"
+                axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+        axis.set_xticks(range(len(models)), models, rotation=45, ha="right", fontsize=7)
+        axis.set_yticks(range(len(methods)), methods, fontsize=7)
+        axis.set_title(metric, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.5, label="lift over chance")
     return figure
 
 

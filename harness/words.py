@@ -36,6 +36,20 @@ STATEMENTS = {
 }
 """Test -> what a PASS says, what a FAIL says, and what it says if the signed map passes but not another view."""
 
+OUTCOMES = {
+    "relative_residual": ("adds up to within 1 %", "does not add up to within 1 %", ""),
+    "symmetric_relevance_gain": (
+        "removing what it calls relevant costs more than removing the rest",
+        "removing what it calls relevant costs less than removing the rest",
+        "gain from flipping not told from chance",
+    ),
+    "lift": ("finds the truth better than chance", "finds the truth worse than chance", ""),
+}
+"""Headline -> what is said of a method where it is good, where it is bad, and where nobody knows (empty: nothing)."""
+
+ON_EVERY_MODEL = ("lift",)
+"""Headlines of which only what holds on every model is said, because tasks differ and a figure shows them all."""
+
 Subjects = Mapping[tuple[str, int], str]
 
 
@@ -54,10 +68,11 @@ def conclusion(results: "Results") -> dict[str, str]:
     partly: list[str] = []
     look = problems(results)
 
-    def hold(statement: str, rows: pd.DataFrame) -> None:
+    def hold(statement: str, rows: pd.DataFrame, or_on_some: bool = True) -> None:
         everywhere = rows["method"].isin(_everywhere(subjects, rows))
         held.append(_names(subjects, statement, rows[everywhere]))
-        partly.append(_names(subjects, f"on some models only: {statement}", rows[~everywhere]))
+        if or_on_some:
+            partly.append(_names(subjects, f"on some models only: {statement}", rows[~everywhere]))
 
     for test, (good, bad, hidden) in STATEMENTS.items() if not judged.empty else ():
         rows = judged[judged["test"] == test]
@@ -75,27 +90,18 @@ def conclusion(results: "Results") -> dict[str, str]:
         learnt = _view(judged[judged["test"] == "label_randomization"], "signed")
         alike = learnt[learnt["low"] > results.thresholds.fail_above]
         look.append(_names(subjects, "nearly the same for a network that has learnt permuted labels", alike))
-    for measure, good, bad in (
-        ("relative_residual", "adds up to within 1 %", "does not add up to within 1 %"),
-        (
-            "symmetric_relevance_gain",
-            "removing what it calls relevant costs more than removing the rest",
-            "removing what it calls relevant costs less than removing the rest",
-        ),
-    ):
+    for measure, (good, bad, unknown) in OUTCOMES.items():
         rows = long[(long["measure"] == measure) & long["value"].notna()]
         residual = measure == "relative_residual"
         fine = rows["value"] <= COMPLETE_WITHIN if residual else rows["low"] > 0
         wrong = ~fine if residual else rows["high"] < 0
-        outcome = pd.Series(
-            np.select([fine, wrong], [good, bad], "gain from flipping not told from chance"), rows.index
-        )
-        # What comes out differently under several fills is said of each of them.
+        outcome = pd.Series(np.select([fine, wrong], [good, bad], unknown), rows.index)
+        # What comes out differently under several fills, or by several metrics, is said of each of them.
         outcomes = rows.assign(outcome=outcome).groupby(WHO, observed=True)["outcome"].transform("nunique")
         said = outcome.where(outcomes == 1, outcome + " (" + rows["metric"].astype(str) + ")")
-        for statement, some in rows.groupby(said, sort=False):
+        for statement, some in rows[outcome != ""].groupby(said[outcome != ""], sort=False):
             if str(statement).startswith(good):
-                hold(str(statement), some)
+                hold(str(statement), some, measure not in ON_EVERY_MODEL)
             else:
                 (failed if str(statement).startswith(bad) else look).append(_names(subjects, str(statement), some))
     marks = set(long["exam"])

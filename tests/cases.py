@@ -162,6 +162,16 @@ def case_of(model, x, target, maps, *, build=None, seed=0, chunk=64, space=None,
     return case
 
 
+def with_truth(case):
+    """The case with masks, of images what is above their mean, and with three stripes as parts."""
+    x = case.x
+    case.masks = (x[:, :1] > x.mean()).to(x)
+    stripe = torch.arange(x.shape[-1], device=x.device) * 3 // x.shape[-1]
+    parts = (stripe == torch.arange(3, device=x.device)[:, None]).to(x)[:, None].expand(-1, x.shape[-2], -1)
+    case.parts = (parts.expand(len(x), -1, -1, -1), x[:, None] * (1 - parts[:, None]))
+    return case
+
+
 def rows(case, metric, **options):
     """The rows of a metric as a data frame, checked as in production."""
     scores = METRICS[metric].function(case, **METRICS[metric].resolve(options))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import harness
-from cases import case_of, network, rows
+from cases import case_of, network, rows, with_truth
 from harness import METRICS
 from harness.digests import digest
 
@@ -31,11 +31,7 @@ def case_for(name, chunk, dtype=torch.float64, device="cpu"):
     method = ("integrated_gradients", {"steps": 4, "baseline": "grey"}) if claims else "gradient"
     target = torch.arange(12, device=device) % 2
     case = case_of(model, x, target, method, build=lambda: network("functional", dtype)[0].to(device), chunk=chunk)
-    case.masks = (x[:, :1] > 0).to(x)
-    left = torch.arange(x.shape[-1], device=device) < x.shape[-1] // 3
-    tiles = torch.stack([left, ~left]).to(x)[:, None].expand(-1, x.shape[-2], -1)
-    case.parts = (tiles.expand(len(x), -1, -1, -1), x[:, None] * (1 - tiles[:, None]))
-    return case
+    return with_truth(case)
 
 
 def options_of(name):

@@ -98,7 +98,7 @@ def test_every_need_is_known_and_every_entry_documented():
 def test_every_metric_names_a_headline_that_it_yields():
     import torch
 
-    from cases import case_of, network, rows
+    from cases import case_of, network, rows, with_truth
 
     model, x, _ = network("modules", n=12)
     target = torch.arange(12) % 2
@@ -110,7 +110,8 @@ def test_every_metric_names_a_headline_that_it_yields():
         explainer = ("integrated_gradients", {"baseline": "grey", "steps": 8}) if claims else "input_x_gradient"
         options = {"full_draws": 2, "cascade_draws": 0} if name == "parameter_randomization" else {}
         options |= {"fill": "black"} if "fill" in entry.options else {}
-        frame = rows(case_of(model, x, target, explainer, build=lambda: network("modules")[0]), name, **options)
+        case = with_truth(case_of(model, x, target, explainer, build=lambda: network("modules")[0]))
+        frame = rows(case, name, **options)
         assert entry.headline in set(frame["measure"]), name
         assert entry.direction in ("higher", "lower", None)
         assert torch.tensor(frame.loc[frame["measure"] == entry.headline, "value"].to_numpy()).isfinite().all()
