@@ -40,6 +40,7 @@ def run(
     samples: int | None = None,
     chunk: int | None = None,
     progress: Progress = silent,
+    views: bool = True,
 ) -> Results:
     """Run a study in a folder: compute what is not finished there, then write tables and figures.
 
@@ -50,6 +51,7 @@ def run(
         samples: overrides how many samples of each model's data are used.
         chunk: how many samples go through a model at once; that of the folder's first run by default.
         progress: told what happens.
+        views: whether tables and figures are written.
 
     Raises:
         InputError: something in the study, the data or a model is wrong; nothing has been computed.
@@ -77,6 +79,8 @@ def run(
     folder.write_manifest(manifest, cells)
     execute(groups, folder, seed=resolved.study.seed, chunk=chunk, progress=progress)
     results = Results.load(folder.path)
+    if not views:
+        return results
     _keep_cascades(groups, results.subjects, resolved.study.seed, folder.path / "figures", progress)
     write_tables(results, folder.path / "tables")
     write_figures(results, folder.path / "figures")

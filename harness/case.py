@@ -320,6 +320,18 @@ class Case:
             remarks={},
         )
 
+    def part(self, part: slice) -> "Case":
+        """The same of some of the samples."""
+        return replace(
+            self,
+            x=self.x[part],
+            target=self.target[part],
+            samples=self.samples[part],
+            masks=None if self.masks is None else self.masks[part],
+            of_another=None if self.of_another is None else self.of_another[part],
+            parts=None if self.parts is None else (self.parts[0][part], self.parts[1][part]),
+        )
+
     def draws(self, *purpose: object) -> Draws:
         """Random numbers keyed by (seed, purpose, sample) and never by the method, so that methods are paired."""
         return Draws.of(self.samples, self.seed, *purpose, device=self.x.device)

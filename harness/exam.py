@@ -18,7 +18,7 @@ from harness.study import Chosen, choose
 from harness.training import Progress
 from harness.types import InputError
 
-SAMPLES, SAMPLES_A_SETUP, SMALL_CHUNK = 128, 32, 7
+FEWEST, SAMPLES, SAMPLES_A_SETUP, SMALL_CHUNK = 16, 128, 32, 7
 
 FAMILIES = ("faithfulness", "localization")
 """What is examined where nobody says what: the metrics that judge a map by itself."""
@@ -44,9 +44,10 @@ def examine(
     """Ask metrics about maps of known quality, and mark them by what they say.
 
     Maps are the truth of networks that know it, with more and more of a map that is as plausible and wrong, with its
-    sign or its order reversed, at another scale, and white noise. A metric passes if it tells the truth from a wrong
-    map and from noise, never scores a worse map clearly higher, scores noise as it says, does not reward a reversed
-    map, and looks neither at the scale of a map nor at the other samples; see `harness.marking`.
+    sign or its order reversed, at another scale, white noise, and the picture itself. A metric passes if it tells the
+    truth from a wrong map and from noise, never scores a worse map or the picture clearly higher, scores noise as it
+    says, rewards not both reversed maps, and looks neither at the scale of a map nor at the other samples; see
+    `harness.marking`.
 
     Fills are black where nobody names another: the truth is what positions contribute beside black. What other fills
     and units make of it is in the table `spread`.
@@ -63,6 +64,8 @@ def examine(
     Raises:
         InputError: an unknown metric or option, or one that cannot be examined; nothing has been computed.
     """
+    if samples < FEWEST:
+        raise InputError(f"expected at least {FEWEST} samples, got {samples}: fewer tell nothing of a metric")
     folder = Path(out) if out else api.RESULTS / "exam"
     for plugin in plugins:
         load_file(Path(plugin))
@@ -70,10 +73,11 @@ def examine(
     entries = {each.label: _examinable(each) for each in chosen}
     variants = [variant for each in chosen for variant in _variants(each)]
     every = [_map(quality) for quality in QUALITIES]
-    some = min(samples, SAMPLES_A_SETUP)
     noise = {**_map(WRONG), "name": "noise", "wrong": "white"}
-    every += [noise, *({**_map(TRUTH), "name": change, "change": change} for change in ("negated", "inverted"))]
+    every += [noise, {**_map(WRONG), "name": "picture", "wrong": "picture"}]
+    every += [{**_map(TRUTH), "name": change, "change": change} for change in ("negated", "inverted")]
     every += [{**_map(MIDDLE), "name": "rescaled", "change": "rescaled"}]
+    some = min(samples, SAMPLES_A_SETUP)
     tests = [{"name": each.label, "metric": each.entry.name, **each.options} for each in chosen]
 
     def run(name: str, maps: list[dict[str, Any]], tests: list[dict[str, Any]], **changed: Any) -> Results:
@@ -81,11 +85,13 @@ def examine(
         models = [{**task, "data": {"source": "evidence", "truth": name, **data}} for name, task in TASKS.items()]
         study = {"name": name, "seed": changed.get("seed", seed), "models": models, "methods": maps, "metrics": tests}
         study |= {"target": 0, "controls": False, "plugins": [str(each) for each in plugins]}
-        return api.run(study, folder / name, device=device, chunk=changed.get("chunk"), progress=progress)
+        chunk = changed.get("chunk")
+        return api.run(study, folder / name, device=device, chunk=chunk, progress=progress, views=False)
 
     exam = Exam(
         folder,
         entries,
+        {each.label: str(each.options.get("fill", "")) for each in chosen},
         run("graded", every, tests),
         run("again", [_map(MIDDLE), _map(LOW)], tests, seed=seed + 1),
         run("company", [_map(MIDDLE)], tests, backwards=samples, chunk=SMALL_CHUNK),
@@ -101,9 +107,7 @@ def examine(
 def gradable() -> list[str]:
     """The metrics that are examined where nobody says which: those that judge a map by itself and train nothing."""
     return [
-        name
-        for name, entry in METRICS.items()
-        if entry.family in FAMILIES and entry.function.__module__.startswith("harness.") and not _obstacle(entry)
+        name for name, entry in METRICS.items() if entry.family in FAMILIES and _ours(entry) and not _obstacle(entry)
     ]
 
 
@@ -119,13 +123,16 @@ class _Variant:
 def _variants(chosen: Chosen) -> list[_Variant]:
     found = []
     for option, values in SETUPS.items():
-        own = [chosen.entry.options[option].default] if option in chosen.entry.options else []
-        for value in dict.fromkeys([*values, *own] if own else []):
-            if value not in (chosen.options.get(option), inspect.Parameter.empty):
-                other = {"patch": {"superpixels": 0}, "superpixels": {"patch": 1}}.get(option, {})
-                other = {name: none for name, none in other.items() if name in chosen.entry.options}
-                name = {"name": f"{chosen.label}.{option}-{value}", "metric": chosen.entry.name}
-                found.append(_Variant({**name, **chosen.options, **other, option: value}, chosen.label, option))
+        if option not in chosen.entry.options:
+            continue
+        own = chosen.entry.options[option].default
+        for value in dict.fromkeys([*values, *([] if own is inspect.Parameter.empty else [own])]):
+            if value == chosen.options.get(option):
+                continue
+            other = {"patch": {"superpixels": 0}, "superpixels": {"patch": 1}}.get(option, {})
+            other = {name: none for name, none in other.items() if name in chosen.entry.options}
+            name = {"name": f"{chosen.label}.{option}-{value}", "metric": chosen.entry.name}
+            found.append(_Variant({**name, **chosen.options, **other, option: value}, chosen.label, option))
     return found
 
 
@@ -145,7 +152,7 @@ def _examinable(chosen: Chosen) -> Metric:
     assert isinstance(chosen.entry, Metric)
     obstacle = _obstacle(chosen.entry)
     if obstacle:
-        raise InputError(f"{chosen.label} cannot be examined: {obstacle}; {', '.join(gradable())} can")
+        raise InputError(f"{chosen.label} cannot be examined: {obstacle}; metrics of {' and '.join(FAMILIES)} can")
     return chosen.entry
 
 
@@ -153,8 +160,14 @@ def _obstacle(entry: Metric) -> str:
     """Why a metric cannot be examined; empty if it can."""
     if entry.direction is None:
         return "it describes maps and says of none that it is better"
+    if _ours(entry) and entry.family not in FAMILIES:
+        return "it judges a method by more than one map of a sample"
     lacking = sorted({"partner", "recipe", "claim"} & set(entry.needs))
     return f"it needs a {lacking[0]}, which networks with known maps do not have" if lacking else ""
+
+
+def _ours(entry: Metric) -> bool:
+    return entry.function.__module__.startswith("harness.metrics.")
 
 
 def _map(quality: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from harness.figures import COLOURS, DPI
 
 COLUMNS = 5
-APART = {"negated": -1.0, "inverted": -0.7, "noise": -0.4}
+APART = {"negated": -1.2, "inverted": -0.95, "noise": -0.7, "picture": -0.45}
 """Where the other maps are drawn, left of all qualities."""
 
 
@@ -19,9 +19,10 @@ def draw_levels(levels: pd.DataFrame, marks: pd.DataFrame) -> Figure:
     Panels of metrics that failed have a red title with what is wrong.
     """
     metrics = list(marks["metric"])
-    rows = max(-(-len(metrics) // COLUMNS), 1)
-    figure = Figure(figsize=(2.9 * COLUMNS, 2.3 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False)
+    columns = min(COLUMNS, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(max(2.9 * columns, 6.0), 2.3 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(metrics) :]:
         axis.set_visible(False)
     for axis, (_, marked) in zip(axes.flat, marks.iterrows(), strict=False):
@@ -39,27 +40,28 @@ def draw_levels(levels: pd.DataFrame, marks: pd.DataFrame) -> Figure:
         axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         faults = f"\n{marked['faults']}" if marked["faults"] else ""
         axis.set_title(f"{marked['metric']}{faults}", fontsize=8, color=COLOURS[1] if faults else "black")
-        axis.set_xticks([*APART.values(), 0, 0.5, 1], ["neg.", "inv.", "noise", "0", "0.5", "1"])
+        axis.set_xticks([*APART.values(), 0, 0.5, 1], ["neg", "inv", "noise", "pic", "0", "0.5", "1"])
         axis.tick_params(labelsize=7)
     axes[0, 0].legend(fontsize=7)
     figure.suptitle(
-        "score against quality (0: a wrong map, 1: the truth); on the left the truth reversed, and noise",
+        "score against quality (0: a wrong map, 1: the truth); on the left: negated, inverted, noise, the picture",
         fontsize=9,
     )
     return figure
 
 
 def draw_agreement(agreement: pd.DataFrame) -> Figure:
-    """Kendall's tau between metrics, as a matrix."""
+    """Kendall's tau-b between metrics, as a matrix; grey where one scores all maps of a sample alike."""
     matrix = agreement.set_index("metric")
     size = 0.34 * max(len(matrix), 4) + 2.4
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")
     axis = figure.subplots()
+    axis.set_facecolor("0.85")
     image = axis.imshow(matrix.to_numpy(dtype=float), vmin=-1, vmax=1, cmap="RdBu")
     axis.set_xticks(range(len(matrix)), matrix.columns, rotation=90, fontsize=7)
     axis.set_yticks(range(len(matrix)), matrix.index, fontsize=7)
     figure.colorbar(image, ax=axis, shrink=0.7)
-    axis.set_title("do two metrics rank the maps of a sample alike? (Kendall's tau)", fontsize=9)
+    axis.set_title("do two metrics rank the maps of a sample alike? (Kendall's tau-b: without ties)", fontsize=9)
     return figure
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.exam_figures import draw_agreement, draw_levels, save
-from harness.marking import LOW, MIDDLE, QUALITIES, TRUTH, WRONG, Answers, Scores, rank_agreement
+from harness.marking import LOW, MIDDLE, QUALITIES, TRUTH, WRONG, Answers, Scores, mean, rank_agreement
 from harness.marks import FAILED, PASSED
 from harness.registry import Metric
 from harness.results import Results
@@ -25,20 +25,18 @@ TASKS = {
 """Networks whose right maps are known, each with its data: a linear one, and one that sees evidence wherever it is."""
 
 FEW = 16
-"""So few samples that nobody minds."""
+"""Samples: where no more are needed, it is not worth while to say how draws could spare some."""
 
 SPREAD = {"fill": "fills", "patch": "units", "superpixels": "units"}
 
 WORST = {
-    "truth": "min",
-    "wrong": "max",
-    "noise": "max",
     "negated": "max",
     "inverted": "max",
     "least_quality": "max",
     "least_loss": "max",
     "samples": "max",
     "samples_if_averaged": "max",
+    "own_share": "max",
     "reliability": "min",
     "fills": "max",
     "units": "max",
@@ -53,6 +51,7 @@ class Exam:
     Attributes:
         folder: where it is.
         entries: label -> the metric that was examined.
+        fills: label -> the fill that it was examined with; empty where it has none.
         graded: the run with all maps.
         again: one map, with other draws of the metrics.
         company: one map, with the samples in another order and in small batches.
@@ -62,6 +61,7 @@ class Exam:
 
     folder: Path
     entries: Mapping[str, Metric]
+    fills: Mapping[str, str]
     graded: Results
     again: Results
     company: Results
@@ -76,12 +76,13 @@ class Exam:
         found = {}
         for (metric, task), maps in graded.items():
             entry = self.entries[metric]
-            sign = 1 if entry.direction == "higher" else -1
+            sign = self._sign(metric)
             if (metric, task) not in again or (metric, task) not in company:
                 continue
             found[metric, task] = Answers(
                 {quality: sign * maps[label_of(quality)] for quality in QUALITIES},
                 sign * maps["noise"],
+                sign * maps["picture"],
                 sign * maps["negated"],
                 sign * maps["inverted"],
                 sign * maps["rescaled"],
@@ -104,15 +105,10 @@ class Exam:
             here = self.tasks[self.tasks["metric"] == label] if len(self.tasks) else self.tasks
             faults = [f"{fault} ({row['task']})" for _, row in here.iterrows() for fault in row["faults"].split()]
             faults += [] if len(here) == len(TASKS) else ["not done in every task"]
-            place = {"metric": label, "function": entry.name, "version": entry.version}
+            place = {"metric": label, "function": entry.name, "version": entry.version, "fill": self.fills[label]}
             mark = {"mark": FAILED if faults else PASSED, "faults": _merged(faults)}
-            rows.append(
-                {
-                    **place,
-                    **mark,
-                    **{name: getattr(here[name], how)(skipna=False) for name, how in WORST.items() if len(here)},
-                }
-            )
+            worst = {name: getattr(here[name], how)(skipna=False) for name, how in WORST.items() if len(here)}
+            rows.append({**place, **mark, **worst})
         return pd.DataFrame(rows)
 
     @cached_property
@@ -164,9 +160,11 @@ class Exam:
         rows = []
         for (label, task), maps in (_scores(self.setups) if self.setups else {}).items():
             metric, option = self.variants[label]
-            scores = {name: float(np.nanmean(values)) for name, values in maps.items() if np.isfinite(values).any()}
-            rows.append({"metric": metric, "task": task, "kind": SPREAD[option], "setup": label, **scores})
-        return pd.DataFrame(rows, columns=["metric", "task", "kind", "setup", *map(label_of, (TRUTH, MIDDLE)), "noise"])
+            place = {"metric": metric, "task": task, "kind": SPREAD[option], "setup": label}
+            samples = len(next(iter(maps.values())))
+            rows.append({**place, "samples": samples, **{name: mean(values) for name, values in maps.items()}})
+        columns = ["metric", "task", "kind", "setup", "samples", *map(label_of, (TRUTH, MIDDLE)), "noise"]
+        return pd.DataFrame(rows, columns=columns)
 
     @cached_property
     def failures(self) -> pd.DataFrame:
@@ -200,20 +198,24 @@ class Exam:
         save(draw_levels(self.levels, self.table), figures / "levels.png")
         save(draw_agreement(self.agreement), figures / "agreement.png")
 
+    def _sign(self, metric: str) -> int:
+        return 1 if self.entries[metric].direction == "higher" else -1
+
     def _marked(self, metric: str, task: str, answers: Answers) -> dict[str, Any]:
+        shown = {"truth": answers.graded[TRUTH], "wrong": answers.graded[WRONG]}
+        shown |= {"picture": answers.picture, "noise": answers.noise}
         return {
             "metric": metric,
             "task": task,
             "faults": " ".join(answers.faults()),
-            "truth": float(np.nanmean(answers.graded[TRUTH])),
-            "wrong": float(np.nanmean(answers.graded[WRONG])),
-            "noise": float(np.nanmean(answers.noise)),
-            "negated": answers.flips(answers.negated),
-            "inverted": answers.flips(answers.inverted),
+            **{name: self._sign(metric) * mean(scores) for name, scores in shown.items()},
+            "negated": answers.reversed_gain(answers.negated),
+            "inverted": answers.reversed_gain(answers.inverted),
             "least_quality": answers.least_quality,
             "least_loss": answers.least_loss,
             "samples": answers.needed(MIDDLE, LOW),
             "samples_if_averaged": answers.needed_if_averaged,
+            "own_share": answers.own_share,
             "reliability": answers.reliability,
             **{kind: self._spread(metric, task, kind, answers) for kind in ("fills", "units")},
         }
@@ -222,10 +224,12 @@ class Exam:
         """By how much the score of the truth differs between setups, as a share of what it gains over noise."""
         rows = self.spread
         here = rows[(rows["metric"] == metric) & (rows["task"] == task) & (rows["kind"] == kind)]
-        truths = [float(np.nanmean(answers.graded[TRUTH])), *here[label_of(TRUTH)].abs()]
-        if len(truths) < 2 or not answers.gain:
+        if here.empty or not answers.gain:
             return np.nan
-        return (max(map(abs, truths)) - min(map(abs, truths))) / answers.gain
+        # Of the same samples, which are the first ones.
+        own = self._sign(metric) * mean(answers.graded[TRUTH][: int(here["samples"].iloc[0])])
+        truths = [own, *here[label_of(TRUTH)]]
+        return (max(truths) - min(truths)) / answers.gain
 
 
 def label_of(quality: float) -> str:

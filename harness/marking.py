@@ -6,10 +6,10 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from harness.statistics import kendall, krippendorff, samples_needed
+from harness.statistics import kendall_b, krippendorff, samples_needed
 
 Scores = Float[np.ndarray, " samples"]
 
@@ -36,6 +36,7 @@ FAULTS = {
     "blind": "does not tell the truth from a wrong map, or from noise",
     "order": "scores a worse map higher",
     "chance": "noise is not at the level stated for chance",
+    "picture": "scores a copy of the input higher than the truth",
     "reversal": "does not say that a reversed map is no better than noise",
     "scale": "depends on the scale of the map",
     "company": "depends on the other samples, their order or the batch",
@@ -46,9 +47,13 @@ FAULTS = {
 class Answers:
     """The scores that one metric gave in one task, a number for each sample, higher for better.
 
+    Scores may be undefined for a map that has none by definition, such as a negated one; only those of graded maps and
+    of noise must be there.
+
     Attributes:
         graded: quality -> scores; 0 is a plausible map that is wrong.
         noise: of white noise.
+        picture: of a map that is the input itself.
         negated: of the truth with its sign reversed.
         inverted: of the truth with its order reversed and no value negative.
         rescaled: of the map of middle quality, each sample by a factor of its own.
@@ -59,6 +64,7 @@ class Answers:
 
     graded: Mapping[float, Scores]
     noise: Scores
+    picture: Scores
     negated: Scores
     inverted: Scores
     rescaled: Scores
@@ -69,12 +75,12 @@ class Answers:
     @property
     def gain(self) -> float:
         """How much higher the truth scores than noise."""
-        return _mean(self.graded[TRUTH]) - _mean(self.noise)
+        return mean(self.graded[TRUTH]) - mean(self.noise)
 
     @cached_property
     def span(self) -> float:
         """The range of all scores."""
-        every = np.concatenate([*self.graded.values(), self.noise, self.negated, self.inverted])
+        every = np.concatenate([*self.graded.values(), self.noise, self.picture, self.negated, self.inverted])
         return float(np.nanmax(every) - np.nanmin(every)) if np.isfinite(every).any() else 0.0
 
     def faults(self) -> tuple[str, ...]:
@@ -84,17 +90,20 @@ class Answers:
         truth, middle, wrong = (self.graded[quality] for quality in (TRUTH, MIDDLE, WRONG))
         found = {
             "blind": not (self._above(truth, wrong) and self._above(truth, self.noise)),
-            "order": any(self._wrong(better, worse) for better, worse in pairwise(QUALITIES)),
+            "order": any(
+                self._higher(self.graded[worse], self.graded[better]) for better, worse in pairwise(QUALITIES)
+            ),
             "chance": self.chance is not None and abs(self._errors(self.noise - self.chance)) > ERRORS,
+            "picture": self._higher(self.picture, truth),
             "reversal": not any(self._loses(each) for each in (self.negated, self.inverted)),
             "scale": self._differ(middle, self.rescaled),
             "company": self._differ(middle, self.in_company),
         }
         return tuple(name for name, wrong in found.items() if wrong)
 
-    def flips(self, other: Scores) -> float:
+    def reversed_gain(self, other: Scores) -> float:
         """Where a reversed map scores: -1 as far below noise as the truth is above it, 0 as noise, 1 as the truth."""
-        return (_mean(other) - _mean(self.noise)) / self.gain if self.gain else np.nan
+        return (mean(other) - mean(self.noise)) / self.gain if self.gain else np.nan
 
     def needed(self, better: float, worse: float) -> float:
         """How many samples tell two qualities apart, in 80 % of all studies at a level of 5 %."""
@@ -116,16 +125,33 @@ class Answers:
 
         The variance that two draws do not share is the metric's own: half the mean square of what they differ by.
         """
-        first = self.graded[MIDDLE] - self.graded[LOW]
-        known = ~np.isnan(first + self.again)
+        first, known = self._differences
         both = (first[known] + self.again[known]) / 2
         if len(both) < 2:
             return np.nan
-        own = float(np.mean((first - self.again)[known] ** 2)) / 2
+        own = self._own_variance
         # The mean of two draws has half of it, and it is taken out by drawing samples nearer to their mean.
         variance = float(both.var(ddof=1))
         left = max(variance - own / 2, 0.0)
         return samples_needed(both.mean() + (both - both.mean()) * (left / variance) ** 0.5 if variance else both)
+
+    @property
+    def own_share(self) -> float:
+        """The share of the variance of that difference that is the metric's own, from its draws."""
+        first, known = self._differences
+        variance = float(np.concatenate([first[known], self.again[known]]).var()) if known.sum() > 1 else 0.0
+        return min(self._own_variance / variance, 1.0) if variance else 0.0
+
+    @property
+    def _differences(self) -> tuple[Scores, Bool[np.ndarray, " samples"]]:
+        """What middle and low quality differ by, and where that is known under both draws."""
+        first = self.graded[MIDDLE] - self.graded[LOW]
+        return first, ~np.isnan(first + self.again)
+
+    @property
+    def _own_variance(self) -> float:
+        first, known = self._differences
+        return float(np.mean((first - self.again)[known] ** 2)) / 2 if known.any() else 0.0
 
     @property
     def reliability(self) -> float:
@@ -152,10 +178,10 @@ class Answers:
         error = float(known.std(ddof=1) / len(known) ** 0.5)
         return float(known.mean()) / error if error else float(np.sign(known.mean())) * np.inf
 
-    def _wrong(self, better: float, worse: float) -> bool:
-        excess = _mean(self.graded[worse] - self.graded[better])
-        gain = _mean(self.graded[TRUTH]) - _mean(self.graded[WRONG])
-        return self._above(self.graded[worse], self.graded[better]) and excess > NEGLIGIBLE * abs(gain)
+    def _higher(self, worse: Scores, better: Scores) -> bool:
+        """Whether a worse map scores higher than a better one, by more than chance and by more than next to nothing."""
+        gain = mean(self.graded[TRUTH]) - mean(self.graded[WRONG])
+        return self._above(worse, better) and mean(worse - better) > NEGLIGIBLE * abs(gain)
 
     def _loses(self, other: Scores) -> bool:
         return self._above(self.graded[TRUTH], other) and not self._above(other, self.noise)
@@ -166,11 +192,12 @@ class Answers:
 
 
 def rank_agreement(first: Mapping[float, Scores], second: Mapping[float, Scores]) -> float:
-    r"""Kendall's $\tau$ between the orders in which two metrics put the qualities, averaged over samples."""
+    r"""Kendall's $\tau_b$ between the orders in which two metrics put the qualities, averaged over samples."""
     one, other = (np.stack([scores[quality] for quality in QUALITIES], 1) for scores in (first, second))
-    taus = kendall(one, other)
+    taus = kendall_b(one, other)
     return float(np.nanmean(taus)) if np.isfinite(taus).any() else np.nan
 
 
-def _mean(scores: Scores) -> float:
+def mean(scores: Scores) -> float:
+    """The mean of the scores that are known; NaN if none is."""
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else np.nan

@@ -12,16 +12,20 @@ PASSED, FAILED = "passed", "failed"
 NOT_EXAMINED, DESCRIBES = "not examined", "describes"
 
 PUBLISHED = Path(__file__).parent / "marks.csv"
-"""Of our own metrics with default options: `python -m harness.marks RUN` writes it from the exam in that folder."""
+"""Of our own metrics, at black fill: `python -m harness.marks RUN` writes it from the exam in that folder."""
 
-COLUMNS = ["function", "version", "mark", "faults"]
+COLUMNS = ["function", "version", "fill", "mark", "faults"]
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is known of metrics, by name and version."""
+    """What is known of metrics.
 
-    found: Mapping[tuple[str, int], tuple[str, str]]
+    Attributes:
+        found: name and version of a metric -> fill with which it was examined (empty if it has none) -> what came out.
+    """
+
+    found: Mapping[tuple[str, int], Mapping[str, str]]
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> "Marks":
@@ -30,14 +34,25 @@ class Marks:
 
     def and_of(self, rows: Sequence[Mapping[str, Any]]) -> "Marks":
         """These and those of an exam of the user's own, which count where both know a metric."""
-        return Marks({**self.found, **{(r["function"], int(r["version"])): (r["mark"], r["faults"]) for r in rows}})
+        found: dict[tuple[str, int], dict[str, str]] = {}
+        for row in rows:
+            here = found.setdefault((row["function"], int(row["version"])), {})
+            said = f"{row['mark']}: {row['faults']}" if row["faults"] else row["mark"]
+            # Of several options the worst counts.
+            here[row["fill"]] = max(said, here.get(row["fill"], ""), key=lambda mark: mark.startswith(FAILED))
+        return Marks({**self.found, **found})
 
-    def of_metric(self, name: str, version: int, direction: str | None) -> str:
-        """What a leaderboard says of a metric: passed, failed and why, not examined, or that it describes."""
+    def of_metric(self, name: str, version: int, direction: str | None, fill: str = "") -> str:
+        """What a leaderboard says of a metric: passed, failed and why, not examined, or that it describes.
+
+        With the fill where it was examined with others only.
+        """
         if not direction:
             return DESCRIBES
-        mark, faults = self.found.get((name, version), (NOT_EXAMINED, ""))
-        return f"{mark}: {faults}" if faults else mark
+        found = self.found.get((name, version), {})
+        if fill in found or not found:
+            return found.get(fill, NOT_EXAMINED)
+        return "; ".join(f"{mark} (at {other})" if other else mark for other, mark in found.items())
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -114,6 +114,10 @@ def median_interval(values: Float[np.ndarray, " samples"], confidence: float = 0
     return Interval(float(np.median(values)), float(values[below - 1]), float(values[-below]))
 
 
+MANY = 1000.0
+"""Samples, of which t and normal distributions are the same."""
+
+
 @dataclass(frozen=True)
 class Survival:
     """The verdict of a randomization test, with the reason in words and the number behind it.
@@ -278,16 +282,29 @@ def kendall(
 
 
 def samples_needed(differences: Float[np.ndarray, " samples"], power: float = 0.8, level: float = 0.05) -> float:
-    r"""How many paired samples show a difference that is as large as here: $(z_{1-\alpha/2} + z_{power})^2 s^2 / m^2$.
+    r"""How many paired samples show a difference that is as large as here, by a two-sided t-test.
 
-    Two at least; infinite where the mean difference $m$ is not above zero, NaN where one sample is known.
+    The smallest $n$, two at least, for which $P(T > t_{n-1, 1-\alpha/2})$ reaches the power where $T$ is noncentral
+    $t$ with $\sqrt n\, m / s$. Infinite where the mean difference $m$ is not above zero, NaN where one sample is known.
     """
     known = differences[~np.isnan(differences)]
     if len(known) < 2:
         return np.nan
     mean, spread = float(known.mean()), float(known.std(ddof=1))
+    if mean <= 0:
+        return np.inf
+    # A normal test needs a few less, and where it needs many, the same.
     wanted = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
-    return max(float(np.ceil((wanted * spread / mean) ** 2)), 2.0) if mean > 0 else np.inf
+    count = max(float(np.ceil((wanted * spread / mean) ** 2)), 2.0)
+    while count < MANY and spread and _power(mean / spread, count, level) < power:
+        count += 1
+    return count
+
+
+def _power(effect: float, count: float, level: float) -> float:
+    """How often a paired t-test of so many samples finds an effect that is so many standard deviations, on its side."""
+    least = stats.t.ppf(1 - level / 2, count - 1)
+    return float(stats.nct.sf(least, count - 1, effect * count**0.5))
 
 
 def krippendorff(ranks: Float[np.ndarray, "raters units"]) -> float:
@@ -300,6 +317,17 @@ def krippendorff(ranks: Float[np.ndarray, "raters units"]) -> float:
     observed = 2 * ranks.var(0, ddof=1).mean() if raters > 1 else np.nan
     expected = 2 * ranks.var() * size / (size - 1) if size > 1 else np.nan
     return float(1 - observed / expected) if expected else np.nan
+
+
+def kendall_b(
+    first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
+) -> Float[np.ndarray, " pairs"]:
+    r"""Kendall's $\tau_b$ of each pair of rows, which does not count ties; NaN where a row has one value only."""
+    one, other = np.triu_indices(first.shape[1], 1)
+    signs = [np.sign(rows[:, one] - rows[:, other]) for rows in (first, second)]
+    apart = [np.square(each).sum(1) for each in signs]
+    with np.errstate(invalid="ignore"):
+        return (signs[0] * signs[1]).sum(1) / np.sqrt(apart[0] * apart[1])
 
 
 def basic_bootstrap(

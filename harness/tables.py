@@ -58,7 +58,7 @@ def headlines(stack: Stack) -> Iterator[Row]:
         reason = commonest(reasons) if found else f"{info['headline']} is not among the measures"
         row |= {"undefined": int(np.isnan(values).sum()), "reason": reason}
         row |= {name: info[f"metric_{name}"] for name in ("function", "version")}
-        row["direction"] = info["direction"] or ""
+        row |= {"direction": info["direction"] or "", "fill": info.get("metric_options", {}).get("fill", "")}
     elif status == "not_applicable":
         row["reason"] = commonest(Counter(s["reason"] for s in stack.states if s["status"] == status))
     elif status == "failed":
@@ -175,8 +175,10 @@ def _marked(frame: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     if frame.empty or "function" not in frame:
         return frame.assign(exam="")
     told = [
-        "" if pd.isna(function) else marks.of_metric(function, int(version), direction)
-        for function, version, direction in frame[["function", "version", "direction"]].itertuples(index=False)
+        "" if pd.isna(function) else marks.of_metric(function, int(version), direction, fill)
+        for function, version, direction, fill in frame[["function", "version", "direction", "fill"]].itertuples(
+            index=False
+        )
     ]
     return frame.assign(exam=told)
 

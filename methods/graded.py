@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.random import Draws
 from harness.registry import method
 
-Wrong = Literal["moved", "white"]
+Wrong = Literal["moved", "white", "picture"]
 Change = Literal["none", "negated", "inverted", "rescaled"]
 
 
@@ -30,8 +30,9 @@ def graded(
     r"""The right map and a wrong one: $a = q\,t / \|t\| + (1 - q)\,z / \|z\|$ with a quality $q$ in [0, 1].
 
     $t$ are the network's own `contributions(x, target, baseline)`. By default $z$ is the same map, moved around the
-    torus to a random place: as plausible, and wrong. `white` is standard normal noise. Either is that of the sample
-    alone, the same for all qualities and seeds. Of a table, features are shifted.
+    torus to a random place: as plausible, and wrong. `white` is standard normal noise, `picture` the sample less the
+    baseline, which asks no network. Each is that of the sample alone, the same for all qualities and seeds. Of a table,
+    features are shifted.
 
     Args:
         model: a network that knows its contributions.
@@ -51,7 +52,10 @@ def graded(
         raise ValueError(f"graded: expected a quality in [0, 1], got {quality}")
     draws = Draws.of(ids, "graded", device=x.device)
     truth: Tensor = model.contributions(x, target, baseline)  # type: ignore[operator]
-    other = _moved(truth, draws) if wrong == "moved" else draws.normal(*x.shape[1:]).to(x.dtype)
+    if wrong == "moved":
+        other = _moved(truth, draws)
+    else:
+        other = draws.normal(*x.shape[1:]).to(x.dtype) if wrong == "white" else x - baseline
     maps = quality * _unit(truth) + (1 - quality) * _unit(other)
     if change == "negated":
         maps = -maps

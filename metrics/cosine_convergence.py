@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ def cosine_convergence(case: Case, *, pairs: Count = 5) -> Iterator[Score]:
     found: dict[tuple[int, str], list[Float[Tensor, " _"]]] = {}
     channels = dict.fromkeys(entries, 0)
     for start in range(0, len(case.x), case.chunk):
-        some = _part(case, slice(start, start + case.chunk))
+        some = case.part(slice(start, start + case.chunk))
         for draw in range(pairs):
             first, second = (_carried(some, watched, draw, side) for side in (0, 1))
             for block in entries:
@@ -113,11 +112,6 @@ def _by_sample(case: Case, entries: dict[str, str]) -> dict[str, str]:
                 hooks.callback(case.model.get_submodule(owner).register_forward_pre_hook(expects(count, block)).remove)
             case.model(torch.cat([case.x[:1]] * count))
     return {block: owner for block, owner in entries.items() if block not in wrong}
-
-
-def _part(case: Case, part: slice) -> Case:
-    masks = None if case.masks is None else case.masks[part]
-    return replace(case, x=case.x[part], target=case.target[part], samples=case.samples[part], masks=masks)
 
 
 def _carried(case: Case, entries: dict[str, str], draw: int, side: int) -> dict[str, Float[Tensor, "n _ _"]]:

@@ -103,7 +103,7 @@ def relevance_mass(case: Case) -> Iterator[Score]:
     chance=0.0,
     cite="arras2022clevr",
     question="Are the most relevant positions those of the truth?",
-    misleads="What a network does not need of an object counts as missed.",
+    misleads="What speaks against the class ranks below what does not matter: `sign: absolute` counts it as relevant.",
 )
 def relevance_rank(case: Case, *, sign: Sign = "signed") -> Iterator[Score]:
     r"""Relevance rank accuracy (`arras2022clevr`): $|top_m \cap M| / m$, in [0, 1], with `chance` $m / d$.
@@ -132,7 +132,7 @@ def relevance_rank(case: Case, *, sign: Sign = "signed") -> Iterator[Score]:
     chance=0.0,
     cite="fawcett2006introduction",
     question="Is a position in the truth more relevant than one outside?",
-    misleads="Most pairs are easy where the truth is small; the order within the truth does not count.",
+    misleads="As `relevance_rank`; and most pairs are easy where the truth is small.",
 )
 def roc_auc(case: Case, *, sign: Sign = "signed") -> Iterator[Score]:
     r"""Area under the ROC curve of the map as a detector of the mask (`fawcett2006introduction`), in [0, 1].

@@ -56,6 +56,19 @@ def wrong_chance(case: Case) -> Iterator[Score]:
 
 
 @metric(family="broken", direction="higher", headline="share", needs=("masks",))
+def sound_with_a_fill(case: Case, *, fill: str) -> Iterator[Score]:
+    yield Score("share", share(case))
+
+
+@metric(family="broken", direction="higher", headline="correlation", chance=0.0)
+def looks_like_input(case: Case) -> Iterator[Score]:
+    """Asks no network: how much the map looks like the picture."""
+    one, other = (each.double().sum(1).flatten(1) for each in (case.maps, case.x))
+    one, other = (each - each.mean(1, keepdim=True) for each in (one, other))
+    yield Score("correlation", torch.cosine_similarity(one, other))
+
+
+@metric(family="broken", direction="higher", headline="share", needs=("masks",))
 def falls_silent(case: Case) -> Iterator[Score]:
     """Has no score for every fourth sample."""
     silent = torch.arange(len(case.x)) % 4 == 0
@@ -74,6 +87,8 @@ def describes(case: Case) -> Iterator[Score]:
 '''
 FAULTS = {
     "sound": {""},
+    "sound_with_a_fill": {""},
+    "looks_like_input": {"picture"},
     "wrong_sign": {"blind", "order", "reversal"},
     "first_batch": {"chance", "company"},
     "not_normalised": {"scale"},
@@ -94,12 +109,16 @@ def broken(tmp_path_factory):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_broken_metric_fails_by_what_is_wrong_with_it(broken, name):
     row = broken[1].table.set_index("metric").loc[name]
-    assert row["mark"] == ("passed" if name == "sound" else "failed")
+    assert row["mark"] == ("passed" if name.startswith("sound") else "failed")
     assert {fault.partition(" (")[0] for fault in row["faults"].split(", ")} == FAULTS[name]
 
 
 def test_what_describes_or_trains_cannot_be_examined(broken):
-    for name, why in (("describes", "describes"), ("remove_and_retrain", "recipe"), ("label_randomization", "partner")):
+    for name, why in (
+        ("describes", "describes"),
+        ("remove_and_retrain", "recipe"),
+        ("parameter_randomization", "more than one map"),
+    ):
         with pytest.raises(InputError, match=why):
             examine([name], broken[0] / "never", plugins=[broken[0] / "broken.py"])
     assert not (broken[0] / "never").exists()
@@ -131,11 +150,29 @@ def test_a_study_carries_the_marks_of_an_exam_of_ones_own(broken, tmp_path):
         harness.run({**study, "exam": "nowhere"}, tmp_path / "nowhere")
 
 
+def marks_of(*rows):
+    return Marks.of(pd.DataFrame(rows, columns=["function", "version", "fill", "mark", "faults"]))
+
+
 def test_a_mark_is_of_a_version():
-    marks = Marks.of(pd.DataFrame([{"function": "mine", "version": 2, "mark": "failed", "faults": "order"}]))
+    marks = marks_of(("mine", 2, "", "failed", "order"))
     assert marks.of_metric("mine", 2, "higher") == "failed: order"
     assert marks.of_metric("mine", 3, "higher") == "not examined"
     assert marks.of_metric("mine", 2, None) == "describes"
+
+
+def test_a_mark_is_of_a_fill_and_the_worst_of_several_options_counts():
+    marks = marks_of(
+        ("mine", 1, "black", "passed", ""), ("mine", 1, "blur", "failed", "blind"), ("mine", 1, "blur", "passed", "")
+    )
+    assert marks.of_metric("mine", 1, "higher", "black") == "passed"
+    assert marks.of_metric("mine", 1, "higher", "blur") == "failed: blind"
+    assert marks.of_metric("mine", 1, "higher", "noise") == "passed (at black); failed: blind (at blur)"
+
+
+def test_too_few_samples_tell_nothing(tmp_path):
+    with pytest.raises(InputError, match="at least 16 samples, got 2"):
+        examine(["relevance_mass"], tmp_path, samples=2)
 
 
 def test_every_metric_that_grades_has_a_published_mark_of_its_version():
@@ -162,7 +199,7 @@ def test_an_exam_writes_tables_and_figures_and_computes_nothing_twice(broken, mo
 def test_the_published_marks_are_those_of_an_exam_taken_today(tmp_path):
     exam = examine(out=tmp_path / "exam")
     assert exam.failures.empty
-    today = exam.table.sort_values("function")[["function", "version", "mark", "faults"]].reset_index(drop=True)
+    today = exam.table.sort_values("function")[["function", "version", "fill", "mark", "faults"]].reset_index(drop=True)
     assert today.equals(pd.read_csv(PUBLISHED).fillna(""))
 
 
