@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from harness.api import evaluate, explain, run
     from harness.case import Case
     from harness.catalogue import METHODS, METRICS
+    from harness.exam import examine
     from harness.random import Draws
     from harness.registry import method, metric
     from harness.reproduction import Reproduction, reproduce
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "evaluate": "api",
     "explain": "api",
+    "examine": "exam",
     "run": "api",
     "Case": "case",
     "Draws": "random",
@@ -49,6 +51,7 @@ __all__ = [
     "Results",
     "Score",
     "evaluate",
+    "examine",
     "explain",
     "method",
     "metric",

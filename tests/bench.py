@@ -27,6 +27,7 @@ METRICS = [
     {"metric": "sensitivity_n", "fill": "black", "sizes": 3, "subsets": 20},
     {"metric": "infidelity", "fill": "black", "samples": 50},
     {"metric": "road", "fill": "noisy_linear"},
+    {"metric": "max_sensitivity", "neighbours": 5},
 ]
 
 

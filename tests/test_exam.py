@@ -89,7 +89,7 @@ FAULTS = {
     "sound": {""},
     "sound_with_a_fill": {""},
     "looks_like_input": {"picture"},
-    "wrong_sign": {"blind", "order", "reversal"},
+    "wrong_sign": {"blind", "order", "picture", "reversal"},
     "first_batch": {"chance", "company"},
     "not_normalised": {"scale"},
     "wrong_chance": {"chance"},
