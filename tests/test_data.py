@@ -174,6 +174,7 @@ print(before, ours, peak())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_a_row_of_a_large_archive_is_read_without_the_rest(tmp_path):
     x = np.zeros((300, 1, 512, 512), np.float32)

@@ -389,6 +389,7 @@ print(len(data), before, peak())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     save(tmp_path / "photos", *(f"{row // 100}/{row:04}.png" for row in range(1000)))

@@ -280,6 +280,7 @@ for study in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_the_key_of_a_cell_holds_the_code_that_makes_the_network(folder):
     act, calls = LAYERS.format("relu()"), LAYERS.replace("\n\n", "\nfrom parts.maths import f\n\n").format("apply(f)")
     calls = calls.replace("x.apply(f)", "f(x)")

@@ -98,6 +98,7 @@ def study_of(model, data, folder, weights=None):
     return text, load_study({**yaml.safe_load(text)})
 
 
+@pytest.mark.slow
 def test_a_table_gets_what_applies_to_tables(tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 4))
     label = (rows[:, 0] > 0).astype(int)
@@ -110,6 +111,7 @@ def test_a_table_gets_what_applies_to_tables(tmp_path):
     assert {metric.label for metric in study.metrics} >= {"random_logit", "completeness", "pixel_flipping"}
 
 
+@pytest.mark.slow
 def test_recordings_become_a_study_of_signals(tmp_path):
     time = np.arange(800) / 800
     for digit in range(2):

@@ -130,6 +130,7 @@ def test_doctests():
         assert doctest.testmod(importlib.import_module(module.name)).failed == 0
 
 
+@pytest.mark.slow
 def test_a_script_with_its_own_metrics_and_methods_works_with_ours(tmp_path):
     """Theirs is found as `metrics`, ours as `harness.metrics`, in either order of import."""
     (tmp_path / "metrics.py").write_text("mine = 'their metrics'\n")

@@ -123,6 +123,7 @@ def test_the_random_order_is_the_same_for_all_methods_and_no_other_order():
     assert same == [True, False]
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_random_map_covers_zero_as_often_as_it_says():
     """200 seeds of the random control: the 95 % interval of its gain covers 0 in 92 to 98 % of cases."""
     model, x, target = network("modules", n=120)

@@ -252,6 +252,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 # Not ru_maxrss: a process inherits that of the one that started it, here of pytest.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_a_hundred_times_the_samples_take_the_same_memory(tmp_path):
     def peak(blocks):
