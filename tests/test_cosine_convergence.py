@@ -90,7 +90,7 @@ def test_cosines_are_taken_over_channels_position_by_position():
         model = nn.Sequential(
             nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)
         )
-    model = nn.Sequential(*layers).double().eval()
+    model = model.double().eval()
     x = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     case = case_of(model, x, torch.zeros(2, dtype=torch.int64), "gradient")
     frame = rows(case, "cosine_convergence", pairs=1)
