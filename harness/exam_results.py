@@ -71,10 +71,10 @@ class Exam:
     @cached_property
     def answers(self) -> dict[tuple[str, str], Answers]:
         """(metric, task) -> what the metric said in it; without those that failed or do not apply."""
-        graded, again, company = map(_scores, (self.graded, self.again, self.company))
+        again, company = _scores(self.again), _scores(self.company)
         middle, low = label_of(MIDDLE), label_of(LOW)
         found = {}
-        for (metric, task), maps in graded.items():
+        for (metric, task), maps in self._graded.items():
             entry = self.entries[metric]
             sign = self._sign(metric)
             if (metric, task) not in again or (metric, task) not in company:
@@ -91,6 +91,10 @@ class Exam:
                 None if entry.chance is None else sign * entry.chance,
             )
         return found
+
+    @cached_property
+    def _graded(self) -> dict[tuple[str, str], dict[str, Scores]]:
+        return _scores(self.graded)
 
     @cached_property
     def tasks(self) -> pd.DataFrame:
@@ -115,7 +119,7 @@ class Exam:
     def levels(self) -> pd.DataFrame:
         """One row for each metric, task and map: the mean score with its interval."""
         rows = []
-        for (metric, task), maps in _scores(self.graded).items():
+        for (metric, task), maps in self._graded.items():
             for label, values in maps.items():
                 interval = mean_interval(values[:, None])
                 place = {"metric": metric, "task": task, "map": label}
@@ -141,7 +145,7 @@ class Exam:
 
     @cached_property
     def agreement(self) -> pd.DataFrame:
-        """Metrics x metrics: Kendall's tau between the orders in which they put the maps of one sample."""
+        """Metrics x metrics: Kendall's tau-b between the orders in which they put the maps of one sample."""
         labels = list(dict.fromkeys(metric for metric, _ in self.answers))
         matrix = pd.DataFrame(np.nan, index=labels, columns=labels)
         for one in labels:

@@ -276,9 +276,23 @@ def kendall(
     first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
 ) -> Float[np.ndarray, " pairs"]:
     r"""Kendall's $\tau_a$ of each pair of rows: the mean over pairs of their entries of the product of signs."""
-    one, other = np.triu_indices(first.shape[1], 1)
-    signs = [np.sign(rows[:, one] - rows[:, other]) for rows in (first, second)]
-    return (signs[0] * signs[1]).mean(1)
+    return (_signs(first) * _signs(second)).mean(1)
+
+
+def kendall_b(
+    first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
+) -> Float[np.ndarray, " pairs"]:
+    r"""Kendall's $\tau_b$ of each pair of rows, which does not count ties; NaN where a row has one value only."""
+    one, other = _signs(first), _signs(second)
+    with np.errstate(invalid="ignore"):
+        return (one * other).sum(1) / np.sqrt(np.square(one).sum(1) * np.square(other).sum(1))
+
+
+def _signs(rows: Float[np.ndarray, "pairs methods"]) -> Float[np.ndarray, "pairs couples"]:
+    """In each row the order of every two entries: -1, 0 or 1."""
+    one, other = np.triu_indices(rows.shape[1], 1)
+    signs: np.ndarray = np.sign(rows[:, one] - rows[:, other])
+    return signs
 
 
 def samples_needed(differences: Float[np.ndarray, " samples"], power: float = 0.8, level: float = 0.05) -> float:
@@ -317,17 +331,6 @@ def krippendorff(ranks: Float[np.ndarray, "raters units"]) -> float:
     observed = 2 * ranks.var(0, ddof=1).mean() if raters > 1 else np.nan
     expected = 2 * ranks.var() * size / (size - 1) if size > 1 else np.nan
     return float(1 - observed / expected) if expected else np.nan
-
-
-def kendall_b(
-    first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
-) -> Float[np.ndarray, " pairs"]:
-    r"""Kendall's $\tau_b$ of each pair of rows, which does not count ties; NaN where a row has one value only."""
-    one, other = np.triu_indices(first.shape[1], 1)
-    signs = [np.sign(rows[:, one] - rows[:, other]) for rows in (first, second)]
-    apart = [np.square(each).sum(1) for each in signs]
-    with np.errstate(invalid="ignore"):
-        return (signs[0] * signs[1]).sum(1) / np.sqrt(apart[0] * apart[1])
 
 
 def basic_bootstrap(
