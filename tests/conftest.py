@@ -15,14 +15,18 @@ torch.set_num_threads(1)
 os.environ.setdefault("ATTRIBUTION_HARNESS_CACHE", str(Path(__file__).parents[1] / ".cache"))
 
 
-@pytest.fixture(autouse=True)
-def registries():
-    """What a test registers is gone after it, so that no test sees the plugins of another."""
+def _forget_what_is_registered():
     kept = [registry.METHODS, registry.METRICS, registry.DATA, registry.MODELS, registry.GUESTS]
     before = [dict(each) for each in kept]
     yield
     for each, entries in zip(kept, before, strict=True):
         each._entries = entries
+
+
+# What a test registers is gone after it, and what a fixture of its module does after that module, so that no test sees
+# the plugins of another.
+registries_of_a_test = pytest.fixture(autouse=True)(_forget_what_is_registered)
+registries_of_a_module = pytest.fixture(autouse=True, scope="module")(_forget_what_is_registered)
 
 
 @pytest.fixture
