@@ -1,6 +1,5 @@
 """What a metric sees: one model, one block of samples, one method."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from harness.inference import EAGER, Inference
 from harness.random import Draws
 from harness.registry import Method
 from harness.remarks import Remarks, listening
@@ -183,6 +183,7 @@ class Case:
         space: what the numbers in `x` mean.
         seed: the study's seed.
         chunk: how many samples go through a model at once.
+        inference: the form of the model for passes without a gradient; None: the model itself.
         masks: where in each sample the truth lies, if the data say so: [n, 1, ...], or [n, f] for a table.
         of_another: where the masks are of another class than the explained one; None if nothing tells.
         no_truth: why the masks are no truth for this model, although they were planted to be; empty if they are.
@@ -201,6 +202,7 @@ class Case:
     space: InputSpace
     seed: int
     chunk: int
+    inference: Inference | None = None
     masks: Float[Tensor, "n ..."] | None = None
     of_another: Bool[Tensor, " n"] | None = None
     no_truth: str = ""
@@ -268,16 +270,25 @@ class Case:
 
     def logits(self, x: Float[Tensor, "m ..."], model: nn.Module | None = None) -> Float[Tensor, "m classes"]:
         """The model's outputs, in chunks and without a graph; `x` is safe from a model that writes in place."""
-        model = self.model if model is None else model
-        with torch.no_grad(), counted(model, self.passes):
-            return torch.cat([model(x[part].clone()) for part in self._chunks(len(x))])
+        trained = model is None or model is self.model
+        form = (
+            self.inference if trained and self.inference else Inference(EAGER, self.model if model is None else model)
+        )
+        with counted(form.network, self.passes):
+            outputs = [form.logits(x[part]) for part in self._chunks(len(x))]
+        # Joined here, they are ordinary tensors, also where the form is for inference only.
+        return torch.cat(outputs)
 
     def shared_here(self, what: str) -> dict[Any, Any]:
-        """What all methods share on these samples; of other samples it is forgotten, so that memory does not grow."""
-        samples, known = self.source.shared.get(what, ((), {}))
-        if samples != tuple(self.samples):
+        """What all methods share on these samples; of other samples it is forgotten, so that memory does not grow.
+
+        So it is when the chunk changes, because values may then differ in their last bits.
+        """
+        here = (tuple(self.samples), self.chunk)
+        where, known = self.source.shared.get(what, (None, {}))
+        if where != here:
             known = {}
-            self.source.shared[what] = (tuple(self.samples), known)
+            self.source.shared[what] = (here, known)
         return known
 
     @property
@@ -342,15 +353,6 @@ class Case:
 
     def _chunks(self, size: int) -> list[slice]:
         return [slice(start, start + self.chunk) for start in range(0, size, self.chunk)]
-
-
-def copy_of(model: nn.Module) -> nn.Module:
-    """A network of its own, with copies of everything.
-
-    `copy.deepcopy` refuses tensors with a graph, as a weight norm leaves them in its module until it is called again.
-    """
-    tensors = [each for module in model.modules() for each in vars(module).values() if isinstance(each, Tensor)]
-    return copy.deepcopy(model, {id(each): each.detach().clone() for each in tensors if not each.is_leaf})
 
 
 @contextmanager

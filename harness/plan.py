@@ -114,6 +114,7 @@ class Group:
             space=subject.space,
             seed=seed,
             chunk=chunk,
+            inference=subject.inference,
             masks=subject.masks,
             of_another=subject.of_another,
             no_truth=subject.no_truth,
@@ -160,7 +161,12 @@ def identity_of(explainer: Explainer, subject: Subject) -> tuple[object, ...]:
 
 def numerics(subject: Subject) -> tuple[str, str, str, str]:
     """(device type, dtype, matmul precision, model form): what may change the last bits of a value."""
-    return subject.reader.device.type, str(subject.reader.dtype), torch.get_float32_matmul_precision(), "eager"
+    return (
+        subject.reader.device.type,
+        str(subject.reader.dtype),
+        torch.get_float32_matmul_precision(),
+        subject.inference.form,
+    )
 
 
 def code_hash(*functions: Callable[..., Any]) -> str:

@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +16,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from harness.plan import Cell
+from harness.seals import intact, sealed
+from harness.types import InputError
 
+try:
+    import fcntl
+except ImportError:  # where there is no such thing as a lock on a folder
+    fcntl = None  # type: ignore[assignment]
+
+SCRATCH = ".scratch"
 INFO = b"cell"
 
 
@@ -90,21 +101,23 @@ class Memory:
 
 @dataclass(frozen=True)
 class Folder:
-    """A run folder: `manifest.json`, `cells/<key>.parquet`, `failures/<key>.json`."""
+    """A run folder: `manifest.json`, `cells/<key>.parquet`, `failures/<key>.json`.
+
+    A part that is torn or was changed is moved to `damaged`, with a warning, and counts as not finished.
+    """
 
     path: Path
+    _intact: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def info(self, cell: Cell) -> Mapping[str, Any] | None:
         """See `Store`."""
-        path = self._part(cell)
-        return json.loads(pq.read_schema(path).metadata[INFO]) if path.exists() else None
+        return json.loads(pq.read_schema(self._part(cell)).metadata[INFO]) if self._finished(cell) else None
 
     def put(self, cell: Cell, part: Part) -> None:
         """See `Store`."""
         metadata = {**(part.rows.schema.metadata or {}), INFO: json.dumps(part.info).encode()}
-        buffer = pa.BufferOutputStream()
-        pq.write_table(part.rows.replace_schema_metadata(metadata), buffer, compression="zstd")
-        write_atomically(self._part(cell), buffer.getvalue().to_pybytes())
+        write_atomically(self._part(cell), sealed(part.rows.replace_schema_metadata(metadata)))
+        self._intact.add(cell.key)
         self._failure(cell).unlink(missing_ok=True)
 
     def fail(self, cell: Cell, failure: Mapping[str, Any]) -> None:
@@ -113,16 +126,16 @@ class Folder:
 
     def part(self, cell: Cell) -> Part | None:
         """See `Store`."""
-        path = self._part(cell)
-        if not path.exists():
+        if not self._finished(cell):
             return None
-        rows = pq.read_table(path)
+        rows = pq.read_table(self._part(cell))
         return Part(rows, json.loads(rows.schema.metadata[INFO]))
 
     def rows(self, cell: Cell, columns: Sequence[str], where: pc.Expression) -> pa.Table | None:
-        """See `Store`. What is left out is not kept in memory, and a file without such rows is hardly read."""
-        path = self._part(cell)
-        return pq.read_table(path, columns=list(columns), filters=where) if path.exists() else None
+        """See `Store`. What is left out is not kept in memory."""
+        if not self._finished(cell):
+            return None
+        return pq.read_table(self._part(cell), columns=list(columns), filters=where)
 
     def failure(self, cell: Cell) -> Mapping[str, Any] | None:
         """See `Store`."""
@@ -133,6 +146,24 @@ class Folder:
         """See `Store`."""
         return sorted(path.stem for path in (self.path / "cells").glob("*.parquet") if path.stem not in cells)
 
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Keep other runs of this machine out of the folder, and sweep away what a killed one left half written.
+
+        Raises:
+            InputError: another run is writing there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            if fcntl:
+                _lock(handle, self.path)
+                for scratch in self.path.rglob(f".*{SCRATCH}"):
+                    scratch.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(handle)
+
     def write_manifest(self, manifest: Mapping[str, Any], cells: list[Cell]) -> None:
         """What this run consists of, the labels of the cells among it, and the resolved study for people."""
         write_atomically(self.path / "study.yaml", yaml.safe_dump(manifest["study"], sort_keys=False).encode())
@@ -140,12 +171,42 @@ class Folder:
         write_atomically(self.path / "manifest.json", json.dumps(content, indent=1).encode())
 
     def read_manifest(self) -> tuple[dict[str, Any], list[Cell]] | None:
-        """The manifest and its cells; None if the folder holds no run."""
+        """The manifest and its cells; None if the folder holds no run.
+
+        Raises:
+            InputError: the manifest is damaged.
+        """
         path = self.path / "manifest.json"
         if not path.exists():
             return None
-        content = json.loads(path.read_text())
-        return content, [Cell(**cell) for cell in content.pop("cells")]
+        try:
+            content = json.loads(path.read_text())
+            return content, [Cell(**cell) for cell in content.pop("cells")]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): remove it and run the study again, finished cells stay"
+            ) from error
+
+    def _finished(self, cell: Cell) -> bool:
+        """Whether there is a part of this cell, and whether it is what was written, which is looked at once."""
+        path = self._part(cell)
+        if not path.exists():
+            return False
+        if cell.key not in self._intact:
+            if not intact(path.read_bytes()):
+                self._set_aside(path)
+                return False
+            self._intact.add(cell.key)
+        return True
+
+    def _set_aside(self, path: Path) -> None:
+        damaged = self.path / "damaged"
+        damaged.mkdir(exist_ok=True)
+        path.replace(damaged / path.name)
+        warnings.warn(
+            f"{path} is torn or was changed after it was written: moved to {damaged}, the next run computes it again",
+            stacklevel=4,
+        )
 
     def _part(self, cell: Cell) -> Path:
         return self.path / "cells" / f"{cell.key}.parquet"
@@ -157,7 +218,8 @@ class Folder:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or not there, also after a power cut; an interrupt leaves no scratch."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    # Unlike that of every other process, on whatever machine.
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}{SCRATCH}")
     try:
         with scratch.open("wb") as file:
             file.write(content)
@@ -166,3 +228,28 @@ def write_atomically(path: Path, content: bytes) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+    _settle(path.parent)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    """Lock a folder as long as it is open: the lock is gone with the process, whatever happens to it.
+
+    Raises:
+        InputError: another process has it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another run is writing into {folder}: wait for it, or use another --out") from None
+    except OSError:
+        return  # a file system without locks
+
+
+def _settle(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can do so."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -16,6 +16,7 @@ from harness.catalogue import DATA, MODELS
 from harness.data import Data
 from harness.digests import digest
 from harness.findings import in_model, in_output, in_repetition, in_samples, refuse
+from harness.inference import CHECKED, Inference
 from harness.models import ModelSource
 from harness.models.loaded import LoadedModel
 from harness.models.loading import Wanted, load_model
@@ -98,6 +99,11 @@ class Subject:
     def x(self) -> Float[Tensor, "n ..."]:
         """The samples on the model's device, read when they are asked for."""
         return self.reader.read(self.rows)
+
+    @property
+    def inference(self) -> Inference:
+        """The form of the model for passes without a gradient."""
+        return self.source.inference(lambda: self.reader.read(self.rows[:CHECKED]))
 
     @property
     def masks(self) -> Float[Tensor, "n ..."] | None:

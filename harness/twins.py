@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from harness.case import copy_of
 from harness.random import seed_of, torch_seeded
+from harness.snapshot import copy_of
 
 
 def twin_of(model: nn.Module, build: Callable[[], nn.Module] | None, *key: object) -> nn.Module:

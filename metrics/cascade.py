@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from harness.case import Block, Case, copy_of, counted
+from harness.case import Block, Case, counted
 from harness.metrics.similarity import pearson
+from harness.snapshot import copy_of
 from harness.types import NotApplicableError
 
 BatchNormPolicy = Literal["keep", "reset", "recalibrate"]

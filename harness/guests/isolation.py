@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.random import Draws, seed_of
+from harness.snapshot import Snapshot
 
 
 @contextmanager
@@ -38,25 +39,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Holds a copy of the weights, as some libraries change them in place and an error may keep them from going back.
     """
-    own = [vars(module) for module in model.modules()]
-    tables = [*own, *(table for attributes in own for table in attributes.values() if isinstance(table, dict))]
-    before = [dict(table) for table in tables]
-    tensors = [*model.parameters(), *model.buffers()]
-    states = [(tensor.data, tensor.data.clone(), tensor.requires_grad, tensor.grad) for tensor in tensors]
-    for tensor in tensors:
+    before = Snapshot(model)
+    for tensor in (*model.parameters(), *model.buffers()):
         tensor.grad = None  # or a backward pass would add to what belongs to others
     try:
         yield
     finally:
-        for table, contents in zip(tables, before, strict=True):
-            # In place, because handles of hooks refer to the table.
-            table.clear()
-            table.update(contents)
-        for tensor, (storage, values, requires_grad, gradient) in zip(tensors, states, strict=True):
-            tensor.data = storage
-            storage.copy_(values)
-            tensor.requires_grad_(requires_grad)
-            tensor.grad = gradient
+        before.restore()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from harness.blocks import blocks_of
 from harness.case import Block, Labelled, Partner, Source
 from harness.digests import digest
+from harness.inference import Inference, inference_form
 from harness.models.school import School
 from harness.twins import architecture_of, twin_note, twin_of
 
@@ -50,6 +51,13 @@ class LoadedModel(Source):
     origin: str = ""
     read_background: Callable[[], Float[Tensor, "m ..."]] | None = None
     shared: dict[object, Any] = field(default_factory=dict)
+    _inference: Inference | None = field(default=None, init=False, repr=False)
+
+    def inference(self, read: Callable[[], Float[Tensor, "n ..."]]) -> Inference:
+        """The form of the network for passes without a gradient, made once and checked on samples that are read."""
+        if self._inference is None:
+            self._inference = inference_form(self.model, read())
+        return self._inference
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
