@@ -21,10 +21,19 @@ from harness.types import NotApplicableError
 
 @dataclass
 class Passes:
-    """Sample-passes: a batch of 64 through the model counts as 64."""
+    """Sample-passes: a batch of 64 through the model counts as 64.
+
+    Attributes:
+        forward: through a network, with or without a graph.
+        backward: through its graph.
+        statistics: those of the forward ones that estimated statistics of batch norms, on samples of their own.
+        explained: how many maps were made by them, those of the method on trained and on randomized networks alike.
+    """
 
     forward: int = 0
     backward: int = 0
+    statistics: int = 0
+    explained: int = 0
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,7 @@ class Case:
         x = self.x if x is None else x
         if len(x) != len(self.samples):
             raise ValueError(f"explain: expected one input for each of the {len(self.samples)} samples, got {len(x)}")
+        self.passes.explained += len(x)
         target = self.target if target is None else target
         space = self.space if space is None else space
         if background is None and "background" in self.explainer.method.needs:

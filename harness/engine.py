@@ -1,89 +1,191 @@
 """Computes the cells of a plan that are not finished, one after the other, and loses none to another's failure."""
 
+import gc
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from harness.case import Passes
+from harness.interrupts import OutOfTimeError, finishing, within
 from harness.plan import Group, Task, numerics
 from harness.remarks import in_words
 from harness.rows import rows_of
+from harness.snapshot import Snapshot
 from harness.store import Part, Store
 from harness.training import Progress
-from harness.types import NotApplicableError, Score
+from harness.types import NotApplicableError, Score, StoppedError
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+LOST_DEVICE = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED", "HIP error")
 
 
-def execute(groups: Sequence[Group], store: Store, *, seed: int, chunk: int, progress: Progress) -> None:
+def execute(
+    groups: Sequence[Group],
+    store: Store,
+    *,
+    seed: int,
+    chunk: int,
+    progress: Progress,
+    cell_seconds: float | None = None,
+    weight: Callable[[Task], float] = lambda _: 1.0,
+) -> None:
     """Compute every unfinished cell. A cell that raises becomes a failure; the others go on.
+
+    Cells that have failed before come last, so that one which takes the whole process with it does not stand in the way
+    of the others.
 
     Args:
         groups: the plan.
         store: where results go, and what is finished already.
         seed: the study's seed.
-        chunk: how many samples go through a model at once.
+        chunk: how many samples go through a model at once, at most: fewer where memory runs out.
         progress: told before each cell.
+        cell_seconds: a cell that takes longer is a failure; None: each may take what it needs.
+        weight: how much of the whole work a task is.
+
+    Raises:
+        KeyboardInterrupt: somebody interrupted it; the cell that was on its way was finished.
+        StoppedError: the device was lost, or nothing can be written.
     """
-    total, done = sum(len(group.tasks) for group in groups), 0
-    previous = None
-    for group in groups:
-        if previous and previous is not group.subject.source:
-            # What was kept for the other methods of a model that is done.
-            previous.shared.clear()
-        previous = group.subject.source
-        pending = [task for task in group.tasks if store.info(task.cell) is None]
-        done += len(group.tasks) - len(pending)
-        if not pending:
-            continue
-        runner = _Runner(group, seed, chunk)
-        for task in pending:
-            progress("cells", done / total, f"{task.cell.model} · {task.cell.method} · {task.cell.metric}")
-            runner.run(task, store)
-            done += 1
+    tasks = [task for group in groups for task in group.tasks]
+    failed = {task.cell.key for task in tasks if store.failure(task.cell)}
+    total, done = sum(map(weight, tasks)) or 1.0, 0.0
+    with finishing(lambda: progress("interrupted", 0.0, "finishing this cell; Ctrl-C again stops at once")) as stopping:
+        for again in (False, True):
+            for group in forgetting(groups):
+                mine = [task for task in group.tasks if (task.cell.key in failed) == again]
+                pending = [task for task in mine if store.info(task.cell) is None]
+                done += sum(weight(task) for task in mine if task not in pending)
+                runner = Runner(group, store, seed=seed, chunk=chunk, cell_seconds=cell_seconds) if pending else None
+                for task in pending:
+                    if stopping():
+                        raise KeyboardInterrupt
+                    progress("cells", done / total, f"{task.cell.model} · {task.cell.method} · {task.cell.metric}")
+                    assert runner
+                    runner.run(task)
+                    done += weight(task)
     progress("cells", 1.0, "")
 
 
-class _Runner:
+def forgetting(groups: Sequence[Group]) -> Iterator[Group]:
+    """The groups; what was kept for the methods of a model is forgotten when the next model comes."""
+    previous = None
+    for group in groups:
+        if previous and previous is not group.subject.source:
+            previous.shared.clear()
+        previous = group.subject.source
+        yield group
+
+
+class Runner:
     """Runs the tasks of one group. The maps are computed once, also if that fails."""
 
-    def __init__(self, group: Group, seed: int, chunk: int) -> None:
-        self.group = group
-        self.case = group.case(seed=seed, chunk=chunk)
+    def __init__(self, group: Group, store: Store, *, seed: int, chunk: int, cell_seconds: float | None = None) -> None:
+        self.group, self.store, self.seed, self.cell_seconds = group, store, seed, cell_seconds
+        self.before = Snapshot(group.subject.source.model)
+        self._begin(min([chunk, *self._known_chunks()]))
+
+    def _known_chunks(self) -> Iterator[int]:
+        """What fitted into memory in cells that are finished: the same again, for the same bits."""
+        for task in self.group.tasks:
+            info = self.store.info(task.cell)
+            if info and info["status"] == "done":
+                yield info["chunk"]
+
+    def _begin(self, chunk: int) -> None:
+        self.case = self.group.case(seed=self.seed, chunk=chunk)
         self.maps_cost: dict[str, Any] | None = None
         self.maps_error: Exception | None = None
         self.maps_version = 0
 
-    def run(self, task: Task, store: Store) -> None:
-        """Compute one cell and store what came of it: rows, the reason why it is not applicable, or the failure."""
+    def run(self, task: Task) -> None:
+        """Compute one cell and store what came of it: rows, the reason why it is not applicable, or the failure.
+
+        Raises:
+            StoppedError: the device was lost, or nothing can be written.
+        """
+        while True:
+            outcome = self._outcome(task)
+            if not isinstance(outcome, Exception) or not is_out_of_memory(outcome) or self.case.chunk == 1:
+                break
+            # Out of the block that caught it, because its traceback holds the tensors that took the memory.
+            del outcome
+            self._begin(self.case.chunk // 2)
+            gc.collect()
+            torch.cuda.empty_cache()
+        if isinstance(outcome, Part):
+            self.store.put(task.cell, outcome)
+        else:
+            self.store.fail(task.cell, _failure(outcome))
+        if isinstance(outcome, Exception) and is_lost_device(outcome):
+            raise StoppedError(
+                f"the device was lost in {task.cell.model} · {task.cell.method} · {task.cell.metric} ({outcome}): "
+                "finished cells are kept; run the same command again, this cell comes last then"
+            ) from outcome
+
+    def _outcome(self, task: Task) -> Part | Exception:
+        """The finished cell, or what it raised; the model is left as it was."""
         scores: list[Score] = []
         status, reason, started = "not_applicable", task.lacks, time.perf_counter()
         try:
-            if not task.lacks:
-                self._compute_maps()
-                self.case.passes, started = Passes(), time.perf_counter()
-                scores = list(task.metric.function(self.case, **task.options))
-                self._check_untouched(task)
-                status = "done"
-            rows = rows_of(scores, self.case.samples, self.case.target)
+            with within(self.cell_seconds):
+                if not task.lacks:
+                    self._compute_maps()
+                    self.case.passes, started = Passes(), time.perf_counter()
+                    scores = list(task.metric.function(self.case, **task.options))
+                    self._check_untouched(task)
+                    status = "done"
+                rows = rows_of(scores, self.case.samples, self.case.target)
         except NotApplicableError as lack:
             rows, reason = rows_of([], self.case.samples, self.case.target), str(lack)
-        except Exception as error:
-            store.fail(task.cell, _failure(error))
-            return
-        store.put(task.cell, Part(rows, self._info(task, status, reason, time.perf_counter() - started)))
+        except OutOfTimeError:
+            late = TimeoutError(f"took longer than the {self.cell_seconds:g} seconds that a cell may take")
+            self._restored()
+            if self.maps_cost is None:
+                self.maps_error = late
+            return late
+        except BaseException as error:
+            self._restored()
+            if isinstance(error, Exception):
+                return error
+            raise
+        return Part(rows, self._info(task, status, reason, time.perf_counter() - started))
 
     def _check_untouched(self, task: Task) -> None:
-        """Check that a metric left the maps to the next one as it got them.
+        """Check that a metric left maps and model to the next one as it got them.
 
         Raises:
-            RuntimeError: it wrote into them; they are computed anew for the next metric.
+            RuntimeError: it wrote into the maps, which are computed anew for the next metric, or changed the model.
         """
         if self.case.maps._version != self.maps_version:
-            del self.case.maps
-            self.maps_cost = None
+            self._forget_maps()
             raise RuntimeError(f"{task.metric.name} wrote into the maps, which other metrics share: clone them first")
+        self._check_model(f"{task.metric.name}, or {self.group.explainer.method.name} called by it,")
+
+    def _check_model(self, who: str) -> None:
+        """Check that the model is as it was.
+
+        Raises:
+            RuntimeError: it is not; it is restored.
+        """
+        changes = self._restored()
+        if changes:
+            raise RuntimeError(f"{who} left a trace in the model: {changes}. It was restored for what comes next")
+
+    def _restored(self) -> str:
+        """What is not as it was in the model, in words, once it is again; empty if nothing was changed."""
+        changes = self.before.changes()
+        if changes:
+            self.before.restore()
+            self._forget_maps()
+        return changes
+
+    def _forget_maps(self) -> None:
+        self.case.__dict__.pop("maps", None)
+        self.maps_cost = None
 
     def _compute_maps(self) -> None:
         if self.maps_error is not None:
@@ -93,8 +195,10 @@ class _Runner:
             self.case.passes = Passes()
             try:
                 self.maps_version = self.case.maps._version
+                self._check_model(self.group.explainer.method.name)
             except Exception as error:
-                self.maps_error = error
+                # With less memory for each pass there may be maps.
+                self.maps_error = None if is_out_of_memory(error) else error
                 raise
             self.maps_cost = {
                 "maps_forward": self.case.passes.forward,
@@ -142,3 +246,17 @@ def _failure(error: Exception) -> Mapping[str, Any]:
         "error": f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
     }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def is_lost_device(error: BaseException) -> bool:
+    """Whether nothing can be computed any more on the device in this process."""
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return any(words in str(error) for words in LOST_DEVICE)

@@ -11,6 +11,7 @@ from harness.catalogue import METRICS
 from harness.exam_results import TASKS, Exam, label_of
 from harness.marking import LOW, MIDDLE, QUALITIES, TRUTH, WRONG
 from harness.plugins import load_file
+from harness.preparation import RESULTS
 from harness.progress import silent
 from harness.registry import Metric
 from harness.results import Results
@@ -66,7 +67,7 @@ def examine(
     """
     if samples < FEWEST:
         raise InputError(f"expected at least {FEWEST} samples, got {samples}: fewer tell nothing of a metric")
-    folder = Path(out) if out else api.RESULTS / "exam"
+    folder = Path(out) if out else RESULTS / "exam"
     for plugin in plugins:
         load_file(Path(plugin))
     chosen = choose(METRICS, [_with_fill(each) for each in metrics or gradable()], "metrics")

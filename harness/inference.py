@@ -130,7 +130,7 @@ def _is_plain(module: nn.Module) -> bool:
 def _fits(layer: nn.Module, norm: _BatchNorm) -> bool:
     # A batch norm of a linear layer's [n, t, c] is over its second axis, which are not the layer's outputs.
     size = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    return size == norm.num_features
+    return bool(size == norm.num_features)
 
 
 @dataclass
@@ -168,5 +168,5 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
 def _same(logits: Tensor, expected: Tensor) -> bool:
     if logits.shape != expected.shape or not torch.equal(logits.argmax(1), expected.argmax(1)):
         return False
-    allowed = ROUNDING * torch.finfo(expected.dtype).eps * expected.abs().max()
-    return bool((logits - expected).abs().max() <= allowed)
+    allowed = ROUNDING * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+    return float((logits - expected).abs().max()) <= allowed

@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.api import RESULTS, run
+from harness.api import run
 from harness.claim_figures import FIGURES, write_claim_figures
 from harness.claim_tables import write_claims
 from harness.claims import Claim, judge
 from harness.evidence import TODAY, Evidence, Protocol, evidence_of
 from harness.plugins import load_file
+from harness.preparation import RESULTS
 from harness.progress import silent
 from harness.registry import nearest
 from harness.reproductions import BUILT_IN

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,11 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         modules = dict(model.named_modules())
-        own = [vars(module) for module in modules.values()]
-        self._tables = [*own, *(table for each in own for table in each.values() if isinstance(table, dict))]
+        own = [module.__dict__ for module in modules.values()]
+        self._tables: list[dict[str, Any]] = [
+            *own,
+            *(table for each in own for table in each.values() if isinstance(table, dict)),
+        ]
         self._contents = [dict(table) for table in self._tables]
         self._watched = [
             (name, kind, table, dict(table))

@@ -1,5 +1,6 @@
 """Where finished cells go: a folder, written atomically, or memory. Nothing finished is computed or lost twice."""
 
+import errno
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ import yaml
 
 from harness.plan import Cell
 from harness.seals import intact, sealed
-from harness.types import InputError
+from harness.types import InputError, StoppedError
 
 try:
     import fcntl
@@ -25,6 +26,7 @@ except ImportError:  # where there is no such thing as a lock on a folder
     fcntl = None  # type: ignore[assignment]
 
 SCRATCH = ".scratch"
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
 INFO = b"cell"
 
 
@@ -216,19 +218,43 @@ class Folder:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there, also after a power cut; an interrupt leaves no scratch."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that it is either whole or not there, also after a power cut; an interrupt leaves no scratch.
+
+    Raises:
+        StoppedError: there is no room, or no right to write.
+    """
     # Unlike that of every other process, on whatever machine.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}{SCRATCH}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        _settle(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the errors of a disk, while the block writes there, into one that says what to do.
+
+    Raises:
+        StoppedError: there is no room, or no right to write.
+        OSError: any other, as it is.
+    """
     try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    _settle(path.parent)
+        yield
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise StoppedError(
+            f"cannot write {path} ({error.strerror}): what is finished is kept; make room there and run the same "
+            "command again"
+        ) from error
 
 
 def _lock(handle: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The small shared vocabulary: scores, and the two ways in which a cell can end without them."""
+"""The small shared vocabulary: scores, and the ways in which there can be none."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +43,10 @@ class NotApplicableError(Exception):
 
 class InputError(ValueError):
     """Something the user gave is wrong; nothing was computed. The message says what, where and what instead."""
+
+
+class StoppedError(RuntimeError):
+    """A run cannot go on. What is finished is kept; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ def _estimate(case: Case, model: nn.Module, norms: Sequence[_BatchNorm]) -> None
         module.momentum = None  # the plain average over all batches
         module.train()
     inputs = case.source.calibration
+    case.passes.statistics += len(inputs)
     with torch.no_grad(), counted(model, case.passes):
         # Nearly equal batches, because each counts the same; clones, because a model may write in place.
         size = max(min(BATCH, VALUES // max(inputs[:1].numel(), 1)), 2)
