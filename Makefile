@@ -32,10 +32,7 @@ check: setup
 	cd $(VENV)/typed && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p harness
 
 bench: setup
-	$(BIN)/python tests/bench.py
-	$(BIN)/python tests/bench_randomization.py
-	$(BIN)/python tests/bench_rules.py
-	$(BIN)/python tests/bench_perturbation.py
+	$(BIN)/python tests/bench.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,114 +1,101 @@
-"""Speed against the floor: the passes that the bare model needs for the same work. Prints a Markdown table.
+"""Speed in one run: every method and metric against the bare model, and against quantus and captum where installed.
 
-The floor of a method or metric is its counted forward and backward sample-passes times what the bare model needs for
-one at its best batch size. Times are of one machine and noisy; the ratios are of one run.
+`make bench` runs it. The floor of work is the number of its forward and backward sample-passes times what the bare
+eager model needs for one at its best batch size. Seconds are of one machine; compare ratios.
 """
 
 import argparse
-import platform
+import sys
 import time
-from contextlib import suppress
+import warnings
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
-import torch
-
-import harness
+import bench_captum
+import bench_large
+import bench_ours
+import bench_quantus
+from bench_floor import BATCHES, Floor, hardware, markdown, network, pictures
 from harness.api import torch_device
-from harness.data.bundled import mnist_5k
-from harness.models.builtin import mnist_cnn
-from harness.types import NotApplicableError
 
-BATCHES = (16, 32, 64, 128, 256)
-TRIED = ("gradient", "integrated_gradients")
-METRICS = [
-    {"metric": "parameter_randomization", "full_draws": 3, "cascade_draws": 1},
-    "completeness",
-    {"metric": "pixel_flipping", "fill": "black"},
-    {"metric": "occlusion_faithfulness", "fill": "black"},
-    {"metric": "sensitivity_n", "fill": "black", "sizes": 3, "subsets": 20},
-    {"metric": "infidelity", "fill": "black", "samples": 50},
-    {"metric": "road", "fill": "noisy_linear"},
-    {"metric": "max_sensitivity", "neighbours": 5},
-]
+RESULTS = Path(__file__).parents[1] / "results"
+TABLES = {
+    "methods": ("Methods", "", bench_ours.methods_table),
+    "metrics": ("Metrics", "", bench_ours.metrics_table),
+    "curves": ("Pixel flipping and quantus", "quantus", bench_quantus.curves_table),
+    "cascades": ("Parameter randomization and quantus", "quantus", bench_quantus.cascades_table),
+    "study": ("A study of 10 methods and 8 metrics, and quantus", "quantus", bench_quantus.study_table),
+    "captum": ("Methods and captum", "captum", bench_captum.captum_table),
+    "rules": ("Backward rules at 224 x 224", "", bench_large.rules_table),
+    "perturbation": ("Perturbation at 224 x 224", "", bench_large.perturbation_table),
+}
+"""Name -> title, the library it needs, and (floor, model, x, quick) -> a table and what it leaves out, with why."""
 
 
-def best(function, samples, device):
-    """Seconds for one sample at the best batch size, the fastest of three tries each."""
-    times = []
-    for batch in BATCHES:
-        x = samples[torch.arange(batch) % len(samples)]
-        function(x)
-        for _ in range(3):
-            _wait(device)
-            started = time.perf_counter()
-            function(x)
-            _wait(device)
-            times.append((time.perf_counter() - started) / batch)
-    return min(times)
-
-
-def _wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def floors(model, samples, device):
-    """Seconds that the bare model needs for a forward sample-pass, and for a forward and a backward one."""
-
-    def forward(x):
-        with torch.no_grad():
-            model(x)
-
-    def both(x):
-        leaf = x.clone().requires_grad_()
-        torch.autograd.grad(model(leaf).sum(), leaf)
-
-    return best(forward, samples, device), best(both, samples, device)
+def parsed(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="auto, cpu or cuda; cpu by default")
+    parser.add_argument("--samples", type=int, help="64 by default, 8 if --quick")
+    parser.add_argument("--weights", help="safetensors of the ResNet-20; random ones by default")
+    parser.add_argument("--images", help="a folder of pictures of 32 x 32, in any depth; made ones by default")
+    parser.add_argument(
+        "--out", type=Path, help="results/reference/benchmarks by default, results/benchmarks if --quick"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer samples, methods and steps: does it run at all?")
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), metavar="TABLE", help=str([*TABLES]))
+    return parser.parse_args(arguments)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--samples", type=int, default=200)
-    arguments = parser.parse_args()
-    device = torch_device(arguments.device)
-    data, source = mnist_5k(), mnist_cnn()
+    arguments = parsed()
+    warnings.simplefilter("ignore")
+    started, device = time.perf_counter(), torch_device(arguments.device)
+    model = network(arguments.weights).to(device)
+    x = pictures(arguments.samples or (8 if arguments.quick else 64), arguments.images).to(device)
+    bench_ours.warm_up(model, x)
+    floor = Floor(model, x, (4,) if arguments.quick else BATCHES, arguments.quick)
+    published = RESULTS / ("benchmarks" if arguments.quick else "reference/benchmarks")
+    folder = (arguments.out or published) / device.type
+    folder.mkdir(parents=True, exist_ok=True)
+    report = Report(folder / "README.md")
+    report.add(f"# Benchmarks: {hardware(device)}\n\n{setting(arguments, x, floor)}")
+    for name in arguments.only:
+        title, library, table = TABLES[name]
+        if library and not find_spec(library):
+            report.add(f"## {title}\n\nNot run: {library} is not installed (extra `bench`).")
+            continue
+        frame, left_out = table(floor, model, x, arguments.quick)
+        frame.to_csv(folder / f"{name}.csv", index=False)
+        heading = f"{title} {version(library)}" if library else title
+        report.add(f"## {heading}\n\n{markdown(frame)}")
+        if left_out:
+            report.add("Left out: " + "; ".join(f"`{what}` ({why})" for what, why in left_out.items()) + ".")
+    print(f"{time.perf_counter() - started:.0f} seconds; written to {folder}", file=sys.stderr)
 
-    def build():
-        return source.build(source.shape, 10)
 
-    torch.manual_seed(0)
-    model = build().eval().to(device)
-    x = data.batch(range(arguments.samples)).to(device)
-    forward, both = floors(model, x, device)
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}")
-    print(f"bare mnist-cnn: {1 / forward:,.0f} forward, {1 / both:,.0f} forward and backward sample-passes a second\n")
+def setting(arguments, x, floor):
+    """What was measured, and how fast the bare model is."""
+    forward, both = floor.first
+    weights = "weights of a file" if arguments.weights else "random weights"
+    images = "pictures of a folder" if arguments.images else "made pictures"
+    return (
+        f"ResNet-20 for CIFAR-10, {weights}, {len(x)} {images} of 32 x 32, float32. The bare model: {1 / forward:,.0f} "
+        f"forward passes a second (batches of {floor.batch['forward']}), {1 / both:,.0f} forward and backward ones "
+        f"(batches of {floor.batch['both']})."
+    )
 
-    def done(methods, metrics):
-        results = harness.evaluate(model, x, methods=methods, metrics=metrics, space=data.space, build=build)
-        return results.cells[results.cells["status"] == "done"]
 
-    methods = []
-    for name in [n for n, entry in harness.METHODS.items() if entry.family != "control"]:
-        with suppress(NotApplicableError):
-            harness.explain(model, x[:2], method=name, space=data.space)  # the first call of an operator is slower
-            methods.append(name)
-    maps, cells = done(methods, ["zero_fraction"]), done(list(TRIED), METRICS)
+class Report:
+    """Paragraphs that are printed and written as soon as they are known."""
 
-    def ratio(seconds, forwards, backwards):
-        # What another method has paid for has no floor of its own.
-        return seconds / ((forwards - backwards) * forward + backwards * both) if forwards else float("nan")
+    def __init__(self, path):
+        self.path, self.paragraphs = path, []
 
-    print("| what | forward | backward | seconds | times the floor |\n| --- | --- | --- | --- | --- |")
-    for method, row in maps.groupby("method", sort=False).first().iterrows():
-        cost = (row["maps_seconds"], row["maps_forward"], row["maps_backward"])
-        print(f"| maps of {method} | {cost[1]} | {cost[2]} | {cost[0]:.2f} | {ratio(*cost):.2f} |")
-    for metric in cells["metric"].unique():
-        for method in TRIED:
-            row = cells[(cells["metric"] == metric) & (cells["method"] == method)]
-            if len(row):
-                cost = (row["seconds"].iloc[0], int(row["forward"].iloc[0]), int(row["backward"].iloc[0]))
-                print(f"| {metric}, {method} | {cost[1]} | {cost[2]} | {cost[0]:.2f} | {ratio(*cost):.2f} |")
+    def add(self, paragraph):
+        print(paragraph, end="\n\n", flush=True)
+        self.paragraphs.append(paragraph)
+        self.path.write_text("\n\n".join(self.paragraphs) + "\n")
 
 
 if __name__ == "__main__":
