@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 
 from harness.marks import DESCRIBES, FAILED, PASSED
+from harness.series import where
+from harness.statistics import share_interval
+from harness.tables import GROUP, headline_of
 from harness.verdicts import in_error
 
 if TYPE_CHECKING:
@@ -50,6 +53,13 @@ OUTCOMES = {
 ON_EVERY_MODEL = ("lift",)
 """Headlines of which only what holds on every model is said, because tasks differ and a figure shows them all."""
 
+SHOWN = {
+    "parameter_randomization": "the cascade",
+    "symmetric_relevance_gain": "the flipping curves",
+    "loss_beyond_random": "the accuracy of networks that were trained again",
+}
+"""Test or headline -> what is drawn of it or stands in a table, and is looked at where nothing else asks for it."""
+
 Subjects = Mapping[tuple[str, int], str]
 
 
@@ -92,6 +102,7 @@ def conclusion(results: "Results") -> dict[str, str]:
         look.append(_names(subjects, "nearly the same for a network that has learnt permuted labels", alike))
     for measure, (good, bad, unknown) in OUTCOMES.items():
         rows = long[(long["measure"] == measure) & long["value"].notna()]
+        rows = _by_hits(results, rows) if measure == "lift" else rows
         residual = measure == "relative_residual"
         fine = rows["value"] <= COMPLETE_WITHIN if residual else rows["low"] > 0
         wrong = ~fine if residual else rows["high"] < 0
@@ -111,11 +122,39 @@ def conclusion(results: "Results") -> dict[str, str]:
         )
     for metric, mark in dict(long[long["exam"].str.startswith(FAILED)][["metric", "exam"]].to_numpy()).items():
         look.append(f"{metric} {mark.replace(FAILED, f'{FAILED} its exam', 1)}")
+    lost = long[long["value"].isna() & long["reason"].astype(str).str.startswith("invalid: ")]
+    for reason, model, seed in dict.fromkeys(lost[["reason", *SUBJECT]].itertuples(index=False, name=None)):
+        look.append(f"{reason} ({subjects[model, seed]})" if len(subjects) > 1 else reason)
+    there = {*long["measure"], *(judged["test"] if not judged.empty else ())}
+    shown = [what for name, what in SHOWN.items() if name in there]
     return {
         "held": _line(held, "nothing was tested that can hold"),
         "did not hold": _line(failed, "nothing that was tested"),
-        "look at": _line([*look, *partly, doubt], "the cascade picture and the flipping curves"),
+        "look at": _line([*look, *partly, doubt], " and ".join(shown) or "the leaderboard"),
     }
+
+
+def _by_hits(results: "Results", rows: pd.DataFrame) -> pd.DataFrame:
+    """Lifts over chance, with exact limits where every score is a hit or a miss, as in the pointing game.
+
+    Student's interval has no width where all are misses, and so little truth is often missed by chance. Where the
+    level of chance differs between samples, the number of hits is less spread than at its mean, in both tails
+    (`hoeffding1956distribution`), so that such limits are on the safe side.
+    """
+    rows = rows.set_index(GROUP)
+    for stack in results.stacks() if len(rows) else ():
+        key = tuple(stack.labels[name] for name in GROUP)
+        lift = headline_of(stack) if key in rows.index else None
+        chance = where(stack.scalars, role="test", measure="chance") if lift else []
+        if lift is None or not chance:
+            continue
+        known = ~np.isnan(lift.values)
+        level = chance[0].values[known]
+        hits = lift.values[known] * (1 - level) + level
+        if np.allclose(hits, hits.round(), rtol=0, atol=1e-9):
+            share = share_interval(hits.round())
+            rows.loc[key, ["low", "high"]] = share.low - level.mean(), share.high - level.mean()
+    return rows.reset_index()
 
 
 def problems(results: "Results") -> list[str]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.case import Case
-from harness.metrics.perturbation import PATCHES, Removal, about, outputs, rounding
+from harness.metrics.perturbation import PATCHES, Removal, about, outputs, rounding, unknown
 from harness.metrics.preprocessing import first_reason, reduce_channels, undefined_as_nan
 from harness.registry import metric
 from harness.types import Count, NonNegative, NotApplicableError, Score
@@ -156,7 +156,7 @@ def sensitivity(case: Case, *, fill: str, units: Count = 4, patch: NonNegative =
     Everything but one random unit of the sample is replaced by the baseline $b$ (the method's own where it has one),
     and the result is explained. `unnoticed` is the share of such units, of those that change the logit, on which the
     map is zero everywhere, in [0, 1]: 0 is exact, 1 a map of zeros. The gradient misses what saturates. Undefined
-    where no unit changes the output, or a map is not finite.
+    where no unit changes the output, or a map or an output is not finite.
 
     Args:
         case: what to test.
@@ -186,16 +186,19 @@ def sensitivity(case: Case, *, fill: str, units: Count = 4, patch: NonNegative =
         return outputs(case.logits(x), case.target)["logit"], x
 
     nothing, _ = alone(torch.full_like(rows, -1))
-    changed, silent, broken = [], [], torch.zeros_like(rows, dtype=torch.bool)
+    found, changed, silent, broken = [nothing], [], [], torch.zeros_like(rows, dtype=torch.bool)
     for unit in chosen.T:
         output, x = alone(unit)
         level = rounding(case, output.abs().maximum(nothing.abs()))
         relevance = removing.sums(reduce_channels(case.explain(x=x), "abs_sum"))
+        found.append(output)
         changed.append((output - nothing).abs() > level)
         silent.append(relevance.gather(1, unit[:, None])[:, 0] == 0)
         broken |= ~relevance.isfinite().all(1)
     counts = torch.stack(changed).sum(0)
-    undefined = first_reason({"not finite": broken}, {"no unit alone changes the output": counts == 0})
+    undefined = first_reason(
+        unknown(torch.stack(found, 1)), {"not finite": broken}, {"no unit alone changes the output": counts == 0}
+    )
     missed = (torch.stack(changed) & torch.stack(silent)).sum(0)
     yield Score("unnoticed", undefined_as_nan(missed.double() / counts, undefined), undefined, channels="abs_sum")
 

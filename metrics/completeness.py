@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.case import Case
-from harness.metrics.perturbation import outputs
+from harness.metrics.perturbation import outputs, unknown
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.registry import metric
 from harness.types import Count, NotApplicableError, Score
@@ -38,8 +38,8 @@ def completeness(case: Case, *, floor: float = 1e-3) -> Iterator[Score]:
     - `denominator_floored`: 1 where $\tau$ took the place of $|c|$, else 0;
     - `residual_to_mass`: $|\delta| / \sum_i |a_i|$, undefined for a map of zeros.
 
-    A map of zeros has a `relative_residual` of 1, but where the claim is below $\tau$. Undefined where a map is not
-    finite; relative to the claim, also where all outputs that it is made of are 0.
+    A map of zeros has a `relative_residual` of 1, but where the claim is below $\tau$. Undefined where a map, or the
+    output for the baseline, is not finite; relative to the claim, also where all outputs that it is made of are 0.
 
     A small residual is consistency, not quality. Not applicable to methods that claim nothing.
 
@@ -55,11 +55,12 @@ def completeness(case: Case, *, floor: float = 1e-3) -> Iterator[Score]:
     residual = flat.sum(1) - claim
     tau, mass = floor * scale, flat.abs().sum(1)
 
-    broken = first_reason({"not finite": ~residual.isfinite()})
+    broken = first_reason(unknown(claim), {"not finite": ~residual.isfinite()})
     yield Score("residual", undefined_as_nan(residual, broken), broken)
     relative, nothing = _relative(residual, claim, tau)
     yield Score("relative_residual", undefined_as_nan(relative, nothing), nothing)
-    yield Score("denominator_floored", (claim.abs() < tau).double())
+    floored, lost = (claim.abs() < tau).double(), first_reason(unknown(claim))
+    yield Score("denominator_floored", undefined_as_nan(floored, lost), lost)
     empty = first_reason(broken, {"the map is zero everywhere": mass == 0})
     yield Score("residual_to_mass", undefined_as_nan(residual.abs() / mass, empty), empty)
 
@@ -128,5 +129,6 @@ def _claim(case: Case) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
 def _relative(
     residual: Float[Tensor, " n"], claim: Float[Tensor, " n"], tau: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], dict[str, Bool[Tensor, " n"]]]:
-    nothing = first_reason({"not finite": ~residual.isfinite()}, {"the claim is zero": (claim == 0) & (tau == 0)})
+    broken = {**unknown(claim), "not finite": ~residual.isfinite()}
+    nothing = first_reason(broken, {"the claim is zero": (claim == 0) & (tau == 0)})
     return residual.abs() / claim.abs().maximum(tau), nothing

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from harness.metrics.perturbation import ORDERS, Order, Outputs, Removing
-from harness.metrics.preprocessing import undefined_as_nan
+from harness.metrics.perturbation import ORDERS, Order, Outputs, Removing, unknown
+from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.types import Score
 
 Spacing = Literal["linear", "logarithmic"]
@@ -96,7 +96,7 @@ def curves(
 def curve_scores(
     found: Mapping[Order, Curve], fractions: Sequence[float], undefined: Reasons, sign: str = "signed"
 ) -> Iterator[Score]:
-    """Every point of every curve. The random order needs no map, so that it has no reason to be undefined."""
+    """Every point of every curve. The random order needs no map, so that none makes it undefined."""
     for order, curve in found.items():
         for index, fraction in enumerate(fractions):
             for measure, values in curve.outputs.items():
@@ -113,6 +113,6 @@ def score_of(
     mode: Order | None = None,
     step: float | None = None,
 ) -> Score:
-    """A score of maps summed over channels, NaN wherever there is a reason."""
-    values = undefined_as_nan(values, dict(undefined))
-    return Score(measure, values, undefined, channels="sum", sign=sign, mode=mode, step=step)
+    """A score of maps summed over channels, NaN wherever there is a reason, be it that an output is not finite."""
+    reasons = first_reason(dict(undefined), unknown(values))
+    return Score(measure, undefined_as_nan(values, reasons), reasons, channels="sum", sign=sign, mode=mode, step=step)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from harness.case import Case
 from harness.metrics.curves import curves, score_of
-from harness.metrics.perturbation import Order, Removal, relevance_of
+from harness.metrics.perturbation import Order, Removal, order_of
 from harness.metrics.road import Fractions
 from harness.registry import metric
 from harness.types import Count, Score
@@ -17,6 +17,7 @@ BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
     direction="higher",
     headline="comprehensiveness_beyond_random",
     chance=0.0,
+    version=2,
     cite="deyoung2020eraser",
     question="What is lost without the most relevant part?",
     misleads="As deletion; probabilities that are nearly 1 hide small losses.",
@@ -26,7 +27,10 @@ def comprehensiveness(case: Case, *, fill: str, fractions: Fractions = BINS, pat
 
     At each fraction (step), and `comprehensiveness`, their mean, in [-1, 1], for the most relevant units and for random
     ones (mode `random`); `comprehensiveness_beyond_random` is the difference, 0 in expectation for a random map.
-    Undefined where a map is constant or not finite, except for the random order.
+    Undefined where a map does not differ between units or is not finite, except for the random order.
+
+    Of few units, a fraction is the nearest number of them that is neither none nor all: what removes nothing costs
+    nothing, whatever the map.
 
     Args:
         case: what to test.
@@ -45,6 +49,7 @@ def comprehensiveness(case: Case, *, fill: str, fractions: Fractions = BINS, pat
     direction="higher",
     headline="sufficiency_below_random",
     chance=0.0,
+    version=2,
     cite="deyoung2020eraser",
     question="What is lost with nothing but the most relevant part?",
     misleads="As insertion; most of the input is not like data.",
@@ -54,8 +59,10 @@ def sufficiency(case: Case, *, fill: str, fractions: Fractions = BINS, patch: Co
 
     At each fraction (step: of what is removed), and `sufficiency`, their mean, in [-1, 1], for keeping the most
     relevant (mode `least_first`: what goes first) and for keeping random units (mode `random`);
-    `sufficiency_below_random` is the difference, 0 in expectation for a random map. Undefined where a map is constant
-    or not finite, except for the random order.
+    `sufficiency_below_random` is the difference, 0 in expectation for a random map. Undefined where a map does not
+    differ between units or is not finite, except for the random order.
+
+    Of few units, a fraction is the nearest number of them that is neither none nor all, as in `comprehensiveness`.
 
     Args:
         case: what to test.
@@ -72,8 +79,10 @@ def sufficiency(case: Case, *, fill: str, fractions: Fractions = BINS, patch: Co
 
 def _losses(case: Case, removal: Removal, removed: list[float], order: Order, name: str, sign: int) -> Iterator[Score]:
     removing = removal.on(case)
-    relevance, undefined = relevance_of(case)
-    found = curves(removing, relevance, (0.0, *removed), (order, "random"))
+    relevance, undefined = order_of(removing)
+    units = removing.nominal
+    numbers = [min(max(round(fraction * units), 1), max(units - 1, 1)) for fraction in removed]
+    found = curves(removing, relevance, [number / units for number in (0, *numbers)], (order, "random"))
     means = {}
     for each, curve in found.items():
         reasons = {} if each == "random" else undefined

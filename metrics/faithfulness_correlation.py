@@ -9,6 +9,7 @@ from harness.case import Case
 from harness.metrics.curves import score_of
 from harness.metrics.perturbation import LARGEST, Removal, Removing, about, relevance_of
 from harness.metrics.preprocessing import first_reason
+from harness.metrics.road import Fraction
 from harness.metrics.similarity import pearson, spearman
 from harness.metrics.subsets import same_drops, same_sums, subset_drops, subset_ranks, subset_sums
 from harness.registry import metric
@@ -27,7 +28,7 @@ CORRELATIONS = {"pearson": pearson, "spearman": spearman}
     misleads="One size of subsets and one fill; shared cost of the fill hides what the map knows.",
 )
 def faithfulness_correlation(
-    case: Case, *, fill: str, fraction: float = 0.2, subsets: Count = 100, patch: NonNegative = 0
+    case: Case, *, fill: str, fraction: Fraction = 0.2, subsets: Count = 100, patch: NonNegative = 0
 ) -> Iterator[Score]:
     r"""Faithfulness correlation (`bhatt2020evaluating`): $\sum_{i \in S} a_i$ and $f_t(x) - f_t(x_{S \leftarrow b})$.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.case import Case
 from harness.metrics.curves import score_of
 from harness.metrics.faithfulness_correlation import CORRELATIONS
-from harness.metrics.perturbation import LARGEST, Removal, about, relevance_of
+from harness.metrics.perturbation import LARGEST, Removal, about, order_of
 from harness.metrics.preprocessing import first_reason
 from harness.metrics.subsets import drops_of, same_drops, same_sums, subset_sums
 from harness.registry import metric
@@ -40,7 +40,7 @@ def faithfulness_estimate(case: Case, *, fill: str, groups: Count = 32, patch: N
         patch: side of the square patches that are removed together; 0 makes about 1,024 of them, or fewer.
     """
     removing = Removal(fill, patch or about(case, LARGEST)).on(case)
-    relevance, broken = relevance_of(case)
+    relevance, broken = order_of(removing)
     ranks, count = removing.ranks("most_first", relevance), removing.nominal
     groups = min(groups, count)
     group = ranks * groups // count

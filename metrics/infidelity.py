@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from harness.case import Case
-from harness.metrics.perturbation import Removal, Removing, batches, outputs_of, rounding
+from harness.metrics.perturbation import Removal, Removing, batches, outputs_of, rounding, unknown
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
 from harness.metrics.subsets import drops_of
 from harness.registry import metric
@@ -50,8 +50,8 @@ def infidelity(
     the map points the wrong way, and its `relative_infidelity` is 1, as without a map. Perturbations are the same for
     all methods.
 
-    Undefined where the map is not finite or no perturbation changes the output; all but the raw one also where the map
-    says 0 of every perturbation, as a map of zeros does.
+    Undefined where the map or an output is not finite, or no perturbation changes the output; all but the raw one also
+    where the map says 0 of every perturbation, as a map of zeros does.
 
     Args:
         case: what to test.
@@ -70,7 +70,9 @@ def infidelity(
     said = torch.cat([law.said(maps, *batch) for batch in batches(case, samples)]).view(samples, -1).T
 
     broken = first_reason(
-        {"not finite": ~said.isfinite().all(1)}, {"no perturbation changes the output": drops.abs().amax(1) <= level}
+        {"not finite": ~said.isfinite().all(1)},
+        unknown(drops),
+        {"no perturbation changes the output": drops.abs().amax(1) <= level},
     )
     silent = first_reason(broken, {"the map says 0 of every perturbation": ~said.any(1)})
     scale = (said * drops).mean(1) / (said**2).mean(1)

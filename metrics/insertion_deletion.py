@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of, steps_of
-from harness.metrics.perturbation import Order, Removal, relevance_of
+from harness.metrics.perturbation import Order, Removal, Superpixels, order_of
 from harness.registry import metric
-from harness.types import Count, NonNegative, Score
+from harness.types import Count, Score
 
 
 @metric(
@@ -19,13 +19,13 @@ from harness.types import Count, NonNegative, Score
     misleads="Rewards maps that find adversarial pixels.",
 )
 def deletion(
-    case: Case, *, fill: str = "mean", steps: Count = 32, patch: Count = 1, superpixels: NonNegative = 0
+    case: Case, *, fill: str = "mean", steps: Count = 32, patch: Count = 1, superpixels: Superpixels = 0
 ) -> Iterator[Score]:
     r"""Deletion (`petsiuk2018rise`): area under the probability while the most relevant units are removed first.
 
     `area`, mode `most_first`, in [0, 1], by the trapezoidal rule over the fraction removed; that of a random order
     beside it (mode `random`), and `area_below_random`, how far it lies below, which is 0 in expectation for a random
-    map. Undefined where a map is constant or not finite, except for the random order.
+    map. Undefined where a map does not differ between units or is not finite, except for the random order.
 
     Low for maps that find adversarial pixels, too: compare units and fills. The source took 224 pixels a step.
 
@@ -53,14 +53,14 @@ def deletion(
     misleads="Rewards blobs that cover the object, whatever decides.",
 )
 def insertion(
-    case: Case, *, fill: str = "blur", steps: Count = 32, patch: Count = 1, superpixels: NonNegative = 0
+    case: Case, *, fill: str = "blur", steps: Count = 32, patch: Count = 1, superpixels: Superpixels = 0
 ) -> Iterator[Score]:
     r"""Insertion (`petsiuk2018rise`): area under the probability while the most relevant units are inserted first.
 
     Inserting the most relevant into the fill passes through the same inputs as removing the least relevant from the
     sample: `area`, mode `least_first`, in [0, 1], that of a random order, and `area_above_random`, 0 in expectation
-    for a random map. Steps are fractions removed, as everywhere. Undefined where a map is constant or not finite,
-    except for the random order.
+    for a random map. Steps are fractions removed, as everywhere. Undefined where a map does not differ between units or
+    is not finite, except for the random order.
 
     High for blobs that cover the object, whatever decides. The source blurs with a standard deviation of 5 of 224
     pixels, this a tenth of the longest side.
@@ -81,7 +81,7 @@ def insertion(
 
 def _areas(case: Case, removal: Removal, steps: int, order: Order, gain: str, sign: int) -> Iterator[Score]:
     removing = removal.on(case)
-    relevance, undefined = relevance_of(case)
+    relevance, undefined = order_of(removing)
     fractions = steps_of(steps, removing.nominal)
     found = curves(removing, relevance, fractions, (order, "random"))
     yield from curve_scores(found, fractions, undefined)

@@ -6,7 +6,7 @@ import torch
 
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of
-from harness.metrics.perturbation import Removal, relevance_of
+from harness.metrics.perturbation import Removal, order_of
 from harness.metrics.preprocessing import first_reason
 from harness.registry import metric
 from harness.types import Count, Score
@@ -28,7 +28,8 @@ def irof(case: Case, *, fill: str = "mean", superpixels: Count = 100) -> Iterato
     random order, mode `random`; `area_beyond_random` is their difference, 0 in expectation for a random map. On
     probabilities only: a quotient of logits means nothing. Signals are cut into pieces; features of a table are single.
 
-    Undefined where a map is constant or not finite, except for the random order; quotients, where $p_t(x)$ is 0.
+    Undefined where a map does not differ between superpixels or is not finite, except for the random order; quotients,
+    where $p_t(x)$ is 0.
 
     Args:
         case: what to test.
@@ -36,7 +37,7 @@ def irof(case: Case, *, fill: str = "mean", superpixels: Count = 100) -> Iterato
         superpixels: about how many there are, each as relevant as its mean.
     """
     removing = Removal(fill, superpixels=superpixels if case.x.ndim > 2 else 0).on(case)
-    relevance, undefined = relevance_of(case)
+    relevance, undefined = order_of(removing)
     # One by one also where SLIC made more of them than it was asked for.
     most = int(removing.counts.max())
     found = curves(removing, relevance, [count / most for count in range(most + 1)], ("most_first", "random"))

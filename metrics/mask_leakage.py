@@ -10,8 +10,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Tensor
 
 from harness.case import Case
-from harness.metrics.perturbation import Order, Removal, relevance_of
+from harness.metrics.perturbation import Order, Removal, order_of
 from harness.metrics.preprocessing import first_reason, undefined_as_nan
+from harness.metrics.road import Fraction
 from harness.registry import metric
 from harness.types import Count, NotApplicableError, Role, Score
 
@@ -28,7 +29,7 @@ ROLES: dict[Order, Role] = {"most_first": "test", "random": "floor_random"}
     question="Does the shape of what is removed tell the class?",
     misleads="A property of method and data: maps that follow the object have its shape.",
 )
-def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iterator[Score]:
+def mask_leakage(case: Case, *, fraction: Fraction = 0.3, patch: Count = 1) -> Iterator[Score]:
     r"""Mask leakage (`rong2022consistent`): how often the explained class is read from the mask of what is removed.
 
     The most relevant `fraction` of each sample is marked, and a linear classifier (ridge regression, five stratified
@@ -38,8 +39,8 @@ def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iter
     removed, and most by those that train one (`remove_and_retrain`).
 
     A property of method and data, not a fault of either: maps that follow the object have its shape. Undefined where a
-    map is constant or not finite, which then is left out of the fit as well, so that this alone of all metrics gives
-    other samples other values; and where too few of its class, or of any other, are left.
+    map does not differ between units or is not finite, which then is left out of the fit as well, so that this alone of
+    all metrics gives other samples other values; and where too few of its class, or of any other, are left.
 
     Args:
         case: what to test.
@@ -53,8 +54,8 @@ def mask_leakage(case: Case, *, fraction: float = 0.3, patch: Count = 1) -> Iter
     usable = torch.isin(case.target, classes[counts >= FOLDS])
     if len(case.target[usable].unique()) < 2:
         raise NotApplicableError(f"needs two classes with {FOLDS} samples each, the largest has {int(counts.max())}")
-    relevance, broken = relevance_of(case)
     removing = Removal("zero", patch).on(case)
+    relevance, broken = order_of(removing)
     marked = (fraction * removing.counts).round()[:, None]
     for order, role in ROLES.items():
         undefined = _untold(case.target, broken if role == "test" else {})

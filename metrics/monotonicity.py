@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of, steps_of
-from harness.metrics.perturbation import PATCHES, Outputs, Removal, about, relevance_of, rounding
-from harness.metrics.preprocessing import degenerate, first_reason
+from harness.metrics.perturbation import PATCHES, Outputs, Removal, about, order_of, relevance_of, rounding
+from harness.metrics.preprocessing import first_reason
 from harness.metrics.similarity import spearman
 from harness.metrics.subsets import drops_of, one, same_drops, same_sums
 from harness.registry import metric
@@ -31,7 +30,8 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     from one step to the next, else 0, as in the source, and says little beyond some tens of steps; `rising_share` is
     the share of the steps in which it does not fall, in [0, 1], and that of the random order stands beside it (mode
     `random`); `rising_beyond_random` is the difference, 0 in expectation for a random map. What falls by no more than
-    rounding does not fall. Undefined where the absolute map is constant or not finite, except for the random order.
+    rounding does not fall. Undefined where the absolute map does not differ between units or is not finite, except for
+    the random order.
 
     Args:
         case: what to test.
@@ -43,7 +43,7 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
         NotApplicableError: patches of a table, whose features have no neighbours.
     """
     removing = Removal(fill, patch).on(case)
-    relevance, undefined = _absolute(case)
+    relevance, undefined = order_of(removing, "absolute")
     fractions = steps_of(steps, removing.nominal)
     # What is inserted last is removed first.
     found = curves(removing, relevance, fractions, ("most_first", "random"))
@@ -52,7 +52,7 @@ def monotonicity(case: Case, *, fill: str, steps: Count = 32, patch: Count = 1) 
     for order, curve in found.items():
         logit = curve.outputs["logit"]
         level = rounding(case, logit.abs().amax(1, keepdim=True))
-        rises = (-logit.diff(dim=1) >= -level).double()
+        rises = (-logit.diff(dim=1) >= -level).double().masked_fill(level.isnan(), torch.nan)
         reasons = {} if order == "random" else undefined
         for measure, values in (("monotonic", rises.amin(1)), ("rising_share", rises.mean(1))):
             yield score_of(measure, values, reasons, "absolute", order)
@@ -87,7 +87,7 @@ def monotonicity_correlation(
         patch: side of the square patches; 0 makes about 49 of them, single features of a table.
     """
     removing = Removal(fill, patch or about(case, PATCHES), imputations=imputations).on(case)
-    relevance, broken = _absolute(case)
+    relevance, broken = relevance_of(case, "absolute")
 
     def alone() -> Outputs:
         each_draw = removing.each_draw(removing.sizes.shape[1], one(removing))
@@ -98,8 +98,3 @@ def monotonicity_correlation(
     means = removing.means(relevance)
     undefined = first_reason(broken, same_sums(means, "unit"), same_drops(removing, effect.sqrt(), "unit"))
     yield score_of("spearman", spearman(means, effect), undefined, "absolute")
-
-
-def _absolute(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
-    relevance, broken = relevance_of(case, "absolute")
-    return relevance, first_reason(broken, degenerate(relevance))

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from harness.case import Case
@@ -31,7 +32,18 @@ NOISE = 0.01
 """Standard deviation of what is added to linear imputation, as a fraction of the valid range."""
 
 Outputs = dict[str, Float[Tensor, "n ..."]]
-"""`logit`, `probability`, `log_odds` and `correct` of each version of each sample."""
+"""`logit`, `probability`, `log_odds` and `correct` of each version of each sample; NaN where it is not finite."""
+
+
+def _instead_of_patches(count: int, given: Any) -> int:
+    # `given` is pydantic's ValidationInfo, a protocol that nothing can be checked against: the options before this one.
+    if count and given.data.get("patch", 1) > 1:
+        raise ValueError(f"patches or superpixels, not both: patch={given.data['patch']}, superpixels={count}")
+    return count
+
+
+Superpixels = Annotated[int, Field(ge=0), AfterValidator(_instead_of_patches)]
+"""An option that stands behind `patch`: how many superpixels take the place of patches, 0 for patches."""
 
 
 def removal_ranks(
@@ -49,17 +61,26 @@ def removal_ranks(
 
 
 def outputs(logits: Float[Tensor, "n classes"], target: Int[Tensor, " n"]) -> dict[str, Float[Tensor, " n"]]:
-    """What is recorded of an output: `logit`, `probability`, `log_odds` and `correct` (is it still the target?)."""
-    chosen = target[:, None]
+    """What is recorded of an output: `logit`, `probability`, `log_odds` and `correct` (is it still the target?).
+
+    All of them are NaN where a logit is not finite, so that what is made of them is, too: see `unknown`.
+    """
+    chosen, broken = target[:, None], ~logits.isfinite().all(1)
     logits = logits.double()
     logit = logits.gather(1, chosen)[:, 0]
     others = logits.scatter(1, chosen, -torch.inf).logsumexp(1)
-    return {
+    found = {
         "logit": logit,
         "probability": logits.softmax(1).gather(1, chosen)[:, 0],
         "log_odds": logit - others,
         "correct": (logits.argmax(1) == target).double(),
     }
+    return {name: values.masked_fill(broken, torch.nan) for name, values in found.items()}
+
+
+def unknown(values: Float[Tensor, "n *versions"]) -> dict[str, Bool[Tensor, " n"]]:
+    """Where what was made of outputs has no value, because a model gave what is not finite; see `outputs`."""
+    return {"the output is not finite": values.isnan().reshape(len(values), -1).any(1)}
 
 
 def outputs_of(
@@ -275,3 +296,17 @@ def relevance_of(
     relevance = reduce_channels(case.maps, "sum")
     relevance = relevance if sign == "signed" else relevance.abs()
     return relevance.nan_to_num(0, 0, 0), first_reason(degenerate(relevance))
+
+
+def order_of(
+    removing: Removing, sign: Literal["signed", "absolute"] = "signed"
+) -> tuple[Float[Tensor, "n *axes"], dict[str, Bool[Tensor, " n"]]]:
+    """The same, and where units differ by nothing but rounding, so that none of them is first."""
+    relevance, undefined = relevance_of(removing.case, sign)
+    if removing.single:
+        return relevance, undefined
+    means, exists = removing.means(relevance), removing.sizes > 0
+    span = means.masked_fill(~exists, -torch.inf).amax(1) - means.masked_fill(~exists, torch.inf).amin(1)
+    # In the type that maps have at least, of what was summed and not of the sum, which may be next to nothing.
+    level = torch.finfo(torch.float32).eps * removing.means(relevance.abs()).amax(1)
+    return relevance, first_reason(undefined, {"the same mean in every unit": span <= level})

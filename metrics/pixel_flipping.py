@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from harness.case import Case
 from harness.metrics.curves import Spacing, curve_scores, curves, score_of, steps_of
-from harness.metrics.perturbation import Removal, relevance_of
+from harness.metrics.perturbation import Removal, Superpixels, order_of
 from harness.registry import metric
-from harness.types import Count, NonNegative, Score
+from harness.types import Count, Score
 
 
 @metric(
@@ -26,7 +26,7 @@ def pixel_flipping(
     steps: Count = 32,
     spacing: Spacing = "linear",
     patch: Count = 1,
-    superpixels: NonNegative = 0,
+    superpixels: Superpixels = 0,
     imputations: Count = 1,
 ) -> Iterator[Score]:
     r"""Pixel flipping (`bach2015pixel`) and its symmetric relevance gain (`bluecher2024decoupling`).
@@ -39,8 +39,8 @@ def pixel_flipping(
     rule over the fraction removed, in [-1, 1]; a random map has expectation 0 on every model.
     `symmetric_relevance_gain_logit` is the same of the logit curves. `area` is that under the probability curve of
     each order; of the random order it is the R-OMS of the fill, the confidence that the model keeps in its prediction
-    when it loses the same amount at random. Undefined where a map is constant, and so has no order, or not finite,
-    except for the random order.
+    when it loses the same amount at random. Undefined where a map does not differ between units, and so has no order,
+    or is not finite, except for the random order.
 
     Args:
         case: what to test.
@@ -56,7 +56,7 @@ def pixel_flipping(
         NotApplicableError: patches of a table, whose features have no neighbours.
     """
     removing = Removal(fill, patch, superpixels, imputations).on(case)
-    relevance, undefined = relevance_of(case)
+    relevance, undefined = order_of(removing)
     fractions = steps_of(steps, removing.nominal, spacing)
     found = curves(removing, relevance, fractions)
     yield from curve_scores(found, fractions, undefined)

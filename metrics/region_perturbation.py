@@ -6,7 +6,7 @@ import torch
 
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of
-from harness.metrics.perturbation import Removal, relevance_of
+from harness.metrics.perturbation import Removal, order_of
 from harness.registry import metric
 from harness.types import Count, Score
 
@@ -30,7 +30,7 @@ def region_perturbation(
     `area_between_perturbation_curves`, that of the most relevant first less that of the least relevant first, in
     [-1, 1], 0 in expectation for a random map; `..._logit` are the same of the logit.
 
-    Undefined where a map is constant or not finite, except for the random order.
+    Undefined where a map does not differ between patches or is not finite, except for the random order.
 
     Unlike in the source, patches lie on a grid from the first corner on, and are as relevant as their mean. It took
     ten draws of the noise.
@@ -46,7 +46,7 @@ def region_perturbation(
         NotApplicableError: a table, whose features have no neighbours.
     """
     removing = Removal(fill, patch, imputations=imputations).on(case)
-    relevance, undefined = relevance_of(case)
+    relevance, undefined = order_of(removing)
     units = removing.nominal
     fractions = [count / units for count in range(min(regions, units) + 1)]
     found = curves(removing, relevance, fractions)

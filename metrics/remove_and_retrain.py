@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.case import Case
 from harness.metrics.curves import score_of
-from harness.metrics.perturbation import Order, Removal, Removing, relevance_of
+from harness.metrics.perturbation import Order, Removal, Removing, order_of, outputs, relevance_of
 from harness.metrics.road import Fractions
 from harness.registry import metric
 from harness.types import Count, Distinct, Score
@@ -51,7 +51,7 @@ def remove_and_retrain(
 
     `loss_beyond_random` is the mean over fractions of the `correct` after removal in random order less that in order of
     the map, in [-1, 1]; 0 in expectation for a random map. It needs both orders. Undefined where the map of the
-    held-out sample is constant or not finite.
+    held-out sample does not differ between units or is not finite.
 
     A network that is trained again may read the class from the *shape* of what was removed: see `mask_leakage`. Every
     trained network is kept on disk as soon as it is trained, so that a run that was interrupted goes on with the next.
@@ -68,8 +68,8 @@ def remove_and_retrain(
         NotApplicableError: patches of a table, whose features have no neighbours.
     """
     learnt, labels = case.source.training, case.source.labels_of(case.samples)
-    _, undefined = relevance_of(case)
     sides = [_Side(each, Removal(fill, patch)) for each in (case.on(learnt), case)]
+    _, undefined = order_of(sides[1].removing)
     correct: dict[tuple[Order, float], list[Tensor]] = {}
     for fraction in (0.0, *sorted(set(fractions))):
         for order in orders:
@@ -78,7 +78,7 @@ def remove_and_retrain(
             purpose = f"without {fraction:.0%} {what}" if fraction else "again"
             for draw in range(retrainings):
                 network = case.train(training, learnt.y, draw, purpose)
-                hits = (case.logits(held_out, network).argmax(1) == labels).double()
+                hits = outputs(case.logits(held_out, network), labels)["correct"]
                 correct.setdefault((order, fraction), []).append(hits)
                 reasons = {} if order == "random" or not fraction else undefined
                 yield replace(score_of("correct", hits, reasons, mode=order, step=fraction), draw=draw)

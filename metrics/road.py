@@ -7,12 +7,15 @@ from pydantic import Field
 
 from harness.case import Case
 from harness.metrics.curves import curve_scores, curves, score_of
-from harness.metrics.perturbation import Removal, relevance_of
+from harness.metrics.perturbation import Removal, order_of
 from harness.registry import metric
 from harness.types import Count, Score
 
-Fractions = Annotated[Sequence[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
-"""An option that is a list of fractions, each above 0 and below 1."""
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+"""An option that is a fraction, above 0 and below 1: something, and not everything."""
+
+Fractions = Annotated[Sequence[Fraction], Field(min_length=1)]
+"""An option that is a list of fractions."""
 
 REMOVED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
@@ -34,7 +37,7 @@ def road(
     `correct` at each fraction for the most relevant, least relevant and random pixels first; a pixel is removed with
     all its channels. `accuracy_gap` is the mean over the fractions of `correct`, least relevant first, less that of
     most relevant first, in [-1, 1], and `confidence_gap` the same of the probability: 0 in expectation for a random
-    map. Undefined where a map is constant or not finite, except for the random order.
+    map. Undefined where a map does not differ between units or is not finite, except for the random order.
 
     Accuracy is agreement with the class that is explained. Missing pixels solve a linear system together, to which
     normal noise of 1 % of the valid range is added, so that the shape of what was removed is hard to see.
@@ -49,7 +52,7 @@ def road(
         NotApplicableError: patches of a table, whose features have no neighbours.
     """
     removing = Removal(fill, patch).on(case)
-    relevance, undefined = relevance_of(case)
+    relevance, undefined = order_of(removing)
     steps = (0.0, *sorted(set(fractions)))
     found = curves(removing, relevance, steps)
     yield from curve_scores(found, steps, undefined)

@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from harness.metrics.perturbation import Outputs, Removing, rounding
+from harness.metrics.perturbation import Outputs, Removing, rounding, unknown
+
+VALUES = 2**22
+"""How many numbers are drawn, sorted or summed at once."""
 
 
 def drops_of(removing: Removing, left: Outputs) -> Outputs:
@@ -29,9 +32,10 @@ def one(removing: Removing) -> Callable[[Int[Tensor, " m"], Int[Tensor, " m"]], 
 def same_drops(
     removing: Removing, drops: Float[Tensor, "n k"], of: str, output: str = "logit"
 ) -> dict[str, Bool[Tensor, " n"]]:
-    """Where what is lost differs by nothing but the rounding of outputs, so that it correlates with nothing."""
+    """Where what is lost correlates with nothing: it is unknown, or differs by nothing but the rounding of outputs."""
     size = removing.untouched()[output].abs().maximum(drops.abs().amax(1))
-    return {f"the same drop for every {of}": drops.amax(1) - drops.amin(1) <= rounding(removing.case, size)}
+    same = drops.amax(1) - drops.amin(1) <= rounding(removing.case, size)
+    return {**unknown(drops), f"the same drop for every {of}": same}
 
 
 def same_sums(sums: Float[Tensor, "n k"], of: str) -> dict[str, Bool[Tensor, " n"]]:
@@ -45,12 +49,16 @@ def subset_ranks(removing: Removing, subsets: int) -> Int[Tensor, "n subsets uni
     known = removing.case.shared_here("subsets")
     key = (removing.removal.patch, removing.removal.superpixels, subsets)
     if key not in known:
-        exists = removing.sizes > 0
-        # By unit first, so that the numbers of a sample do not depend on how many units others have.
-        bits = removing.case.draws("perturbation", "subsets").bits(exists.shape[1], subsets).transpose(1, 2)
-        bits = bits.masked_fill(~exists[:, None], 2**32)
+        absent, draws = removing.sizes == 0, removing.case.draws("perturbation", "subsets")
+        n, units = absent.shape
         # The largest thing that is kept, so in the smallest type that holds it.
-        known[key] = bits.argsort(2).argsort(2).to(torch.int16 if exists.shape[1] < 2**15 else torch.int32)
+        kind = torch.int16 if units < 2**15 else torch.int32
+        found = torch.empty(n, subsets, units, dtype=kind, device=absent.device)
+        for part in torch.arange(n, device=absent.device).split(max(VALUES // (subsets * units), 1)):
+            # By unit first, so that the numbers of a sample do not depend on how many units others have.
+            bits = draws[part].bits(units, subsets).transpose(1, 2).masked_fill(absent[part, None], 2**32)
+            found[part] = bits.argsort(2).argsort(2).to(kind)
+        known[key] = found
     ranks: Tensor = known[key]
     return ranks
 
@@ -68,4 +76,6 @@ def subset_drops(
 
 def subset_sums(sums: Float[Tensor, "n units"], chosen: Bool[Tensor, "n subsets units"]) -> Float[Tensor, "n subsets"]:
     """The sum of the map over each subset."""
-    return torch.einsum("nku,nu->nk", chosen.double(), sums.double())
+    size = max(VALUES // chosen[0].numel(), 1)
+    parts = zip(chosen.split(size), sums.double().split(size), strict=True)
+    return torch.cat([torch.einsum("nku,nu->nk", each.double(), theirs) for each, theirs in parts])

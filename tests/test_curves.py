@@ -340,7 +340,7 @@ def test_a_random_map_gains_nothing_in_expectation(fill, steps, units):
 
 def test_patches_and_superpixels_exclude_each_other_and_need_neighbours():
     with pytest.raises(InputError, match="patches or superpixels, not both: patch=2, superpixels=5"):
-        rows(case_of(*network("modules"), "gradient"), "pixel_flipping", fill="mean", patch=2, superpixels=5)
+        Removal("mean", patch=2, superpixels=5).on(case_of(*network("modules"), "gradient"))
     for units in ({"patch": 2}, {"superpixels": 5}):
         with pytest.raises(NotApplicableError, match="no neighbours to make patches of"):
             rows(case_of(*network("table"), "gradient"), "pixel_flipping", fill="mean", **units)

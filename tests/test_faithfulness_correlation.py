@@ -8,6 +8,9 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from cases import Linear, case_of, network, rows, values
+from harness import METRICS
+from harness.study import choose
+from harness.types import InputError
 
 EVERY = {
     "faithfulness_correlation": ({"fraction": 0.2}, ("pearson", "spearman")),
@@ -79,7 +82,7 @@ def test_exact_maps_of_a_linear_model_have_1_and_reversed_ones_minus_1(metric, s
         torch.testing.assert_close(found, torch.full_like(found, sign), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.02, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("fraction", [0.001, 0.02, 0.5, 0.9, 0.999])
 def test_exact_maps_of_a_linear_model_have_1_for_subsets_of_every_size(fraction):
     frame = rows(linear_case((2, 6, 6)), "faithfulness_correlation", fill="grey", fraction=fraction)
     torch.testing.assert_close(values(frame, "pearson"), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-9)
@@ -208,11 +211,18 @@ def test_sizes_that_coincide_are_there_once():
     assert rows(linear_case((9,)), "sensitivity_n", fill="black", sizes=1)["step"].dropna().unique() * 9 == 1
 
 
-@pytest.mark.parametrize(("fraction", "size"), [(0.0, 1), (0.2, 7), (0.49, 18), (0.97, 35), (1.0, 35)])
+@pytest.mark.parametrize(("fraction", "size"), [(0.001, 1), (0.2, 7), (0.49, 18), (0.97, 35), (0.999, 35)])
 def test_subsets_have_the_nearest_size_that_is_neither_none_nor_all(fraction, size):
     _, removed = watched(linear_case((2, 6, 6)), "faithfulness_correlation", fill="black", fraction=fraction)
     assert {int(gone.sum()) for masks in removed for gone in masks} == {size}
     assert [len(masks) for masks in removed] == [100] * 6
+
+
+@pytest.mark.parametrize("fraction", [-0.2, 0.0, 1.0, 20.0])
+def test_a_fraction_that_is_nothing_or_everything_is_refused(fraction):
+    entry = {"metric": "faithfulness_correlation", "fill": "black", "fraction": fraction}
+    with pytest.raises(InputError, match=r"metrics\[0\].fraction: .*option 'fraction' expects float, got"):
+        choose(METRICS, [entry], "metrics")
 
 
 def test_every_unit_is_in_as_many_subsets_as_chance_says():
@@ -229,7 +239,7 @@ def test_where_no_side_is_given_there_are_at_most_1024_patches():
     model = Linear(torch.ones(2, 50 * 70, dtype=torch.float64))
     x = 0.5 + torch.rand(1, 1, 50, 70, dtype=torch.float64)
     case = case_of(model, x, torch.zeros(1, dtype=torch.int64), x)
-    _, [removed] = watched(case, "faithfulness_correlation", fill="black", fraction=0.0, subsets=30)
+    _, [removed] = watched(case, "faithfulness_correlation", fill="black", fraction=0.0001, subsets=30)
     assert {int(gone.sum()) for gone in removed} == {4}
     assert all(np.ptp(np.argwhere(gone), axis=0).tolist() == [1, 1] for gone in removed)
 
@@ -326,11 +336,12 @@ def test_what_cannot_be_correlated_is_undefined_with_its_reason(metric):
     measure, part = ("pearson_logit", "group") if metric == "faithfulness_estimate" else ("pearson", "subset")
     found = list(reasons_of(frame, measure).astype(object))
     both = "not finite"
+    alike = "the same mean in every unit" if metric == "faithfulness_estimate" else "the same sum in every subset"
     assert found[:5] == [
         "constant map",
         both,
         both,
-        f"the same sum in every {part}",
+        alike,
         f"the same drop for every {part}",
     ]
     assert reasons_of(frame, measure).iloc[5:].isna().all()

@@ -7,7 +7,9 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import StratifiedKFold
 
 from cases import Linear, case_of, rows, values
-from harness.types import NotApplicableError
+from harness import METRICS
+from harness.study import choose
+from harness.types import InputError, NotApplicableError
 
 SIDE, CLASSES = 8, 4
 
@@ -75,6 +77,22 @@ def test_classes_with_few_samples_and_flat_maps_are_left_out_with_a_reason():
     assert reasons[0] == "constant map"
     assert reasons[20:] == ["fewer than 5 samples of its class"] * 3
     assert tested["value"].notna().sum() == 19
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 30.0])
+def test_a_mask_of_nothing_or_everything_is_refused(fraction):
+    with pytest.raises(InputError, match=r"metrics\[0\].fraction: .*option 'fraction' expects float, got"):
+        choose(METRICS, [{"metric": "mask_leakage", "fraction": fraction}], "metrics")
+
+
+def test_a_map_without_an_order_of_patches_is_left_out():
+    target = torch.arange(24) % 2
+    maps = noise(24)
+    maps[3] = (-1.0) ** (torch.arange(SIDE)[:, None] + torch.arange(SIDE))
+    frame = rows(case_with(maps, target), "mask_leakage", patch=2)
+    tested = frame[(frame["measure"] == "class_from_mask") & (frame["role"] == "test")]
+    expected = ["the same mean in every unit" if row == 3 else "" for row in range(24)]
+    assert tested["reason"].astype(object).fillna("").tolist() == expected
 
 
 def test_one_class_is_not_applicable():

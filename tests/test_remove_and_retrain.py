@@ -6,6 +6,7 @@ import torch
 import yaml
 
 import harness
+from harness.words import conclusion
 
 FEATURES, TRUE, TRAINING, HELD_OUT = 12, 3, 240, 80
 
@@ -31,6 +32,9 @@ def train(model, x, y, *, seed):
     if Path(__file__).with_name("stop").exists() and count == 3:
         raise KeyboardInterrupt
     np.savez(SEEN / f"{count}.npz", x=x.numpy(), seed=seed)
+    if Path(__file__).with_name("overflow").exists() and count == 3:
+        torch.nn.init.constant_(model.weight, 3e38)
+        return
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     for _ in range(60):
         optimizer.zero_grad()
@@ -150,6 +154,20 @@ def test_an_interrupted_run_goes_on_with_the_next_training(folder):
     assert len(seen(folder)) == 8, "none is trained twice"
     at_once = harness.run(folder / "study.yaml", folder / "other").records
     assert resumed.drop(columns="run").equals(at_once.drop(columns="run"))
+
+
+def test_a_network_that_overflows_is_neither_right_nor_wrong(folder):
+    (folder / "overflow").touch()
+    records = ran(folder, methods=["truth"]).records
+    broken = records[records["value"].isna()]
+    assert set(broken["reason"]) == {"the output is not finite"}
+    assert broken["measure"].value_counts()[["correct", "loss_beyond_random"]].tolist() == 2 * [len(broken) // 2]
+    assert broken["sample"].nunique() == len(broken) // 2 > HELD_OUT / 2
+
+
+def test_a_run_that_draws_no_cascade_and_no_flipping_sends_nobody_to_look_at_them(folder):
+    said = conclusion(ran(folder, methods=["truth"]))["look at"]
+    assert said == "the accuracy of networks that were trained again"
 
 
 def test_a_flat_map_has_no_order_and_says_so(folder):

@@ -229,6 +229,20 @@ def test_the_key_of_a_tensor_option_holds_all_of_it():
     assert digest({"w": a}) == digest({"w": a.clone()})
 
 
+@pytest.mark.parametrize("metric", ["pixel_flipping", "deletion", "insertion"])
+def test_patches_and_superpixels_together_are_refused_with_their_line(tmp_path, metric):
+    both = GOOD.replace("metric: pixel_flipping", f"metric: {metric}, patch: 2, superpixels: [0, 20]")
+    message = f"metrics[1].superpixels: {metric}: .*patches or superpixels, not both: patch=2, superpixels=20"
+    with pytest.raises(StudyError, match=re.escape(message).replace(r"\.\*", ".*")) as caught:
+        load_study(written(tmp_path, both))
+    assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}:10: ")
+    model, x, _ = network("modules")
+    entry = {"metric": metric, "fill": "zero", "patch": 2, "superpixels": 20}
+    with pytest.raises(InputError, match="not both"):
+        harness.evaluate(model, x, methods=["gradient"], metrics=[entry])
+    load_study(written(tmp_path, both.replace("[0, 20]", "0")))
+
+
 @pytest.mark.parametrize("option", ["steps: 0", "baseline: blakc"])
 def test_values_out_of_range_and_unknown_fills_are_refused_with_their_line(tmp_path, option):
     old = option.partition(":")[0]
