@@ -55,10 +55,8 @@ def subject_of_tensors(
     ids = [f"sample/{row}" for row in range(len(x))]
     given, policy = (target, "label") if isinstance(target, Tensor) else (y, target)
     labels = None if given is None else _labels(given, len(x))
-    one_channel = (len(x), 1, *x.shape[2:]) if x.ndim > 2 else x.shape
-    if masks is not None and masks.shape != one_channel:
-        raise InputError(f"expected masks of shape {list(one_channel)}, got {list(masks.shape)}")
-    data = of_tensors("tensors", x, labels, space, ids=ids, masks=masks)
+    checked = None if masks is None else _masks(masks, x)
+    data = of_tensors("tensors", x, labels, space, ids=ids, masks=checked)
     source = LoadedModel(model, build, seed, x[:1], lambda: x)
     if background is not None:
         samples = _background(background, x)
@@ -78,6 +76,22 @@ def _labels(y: Int[Tensor, " labels"] | Sequence[int | float], count: int) -> In
     if labels.shape != (count,):
         raise InputError(f"expected y of shape [{count}], got {list(labels.shape)}")
     return labels.long()
+
+
+def _masks(masks: object, x: Float[Tensor, "n ..."]) -> Tensor:
+    """Masks that were given in Python.
+
+    Raises:
+        InputError: no tensor, another shape than of one channel of `x`, or NaN or infinite values.
+    """
+    shape = [len(x), 1, *x.shape[2:]] if x.ndim > 2 else list(x.shape)
+    if not isinstance(masks, Tensor):
+        raise InputError(f"expected masks as a tensor of shape {shape}, got {type(masks).__name__}")
+    if list(masks.shape) != shape:
+        raise InputError(f"expected masks of shape {shape}, got {list(masks.shape)}")
+    if not masks.isfinite().all():
+        raise InputError("masks hold NaN or infinite values: expected 1 where the truth lies and 0 elsewhere")
+    return masks.detach()
 
 
 def _background(background: object, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:

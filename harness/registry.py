@@ -7,7 +7,7 @@ Options are its keyword-only parameters. Those in `FILLED_BY_NAME` and `FILLED` 
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -169,10 +169,21 @@ class SourceEntry(Entry):
 
     Attributes:
         argument: what stands after the colon, such as PATH; empty where nothing does.
+        passes_on: whether the argument is another source of the same kind, which is given all options that are not
+            this one's own.
+        inner: that other source, once the argument is known.
     """
 
     argument: str = ""
+    passes_on: bool = False
+    inner: "SourceEntry | None" = None
     filled: ClassVar[tuple[str, ...]] = ("base", "preprocessing")
+
+    @cached_property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """The options that a study may set, those of the inner source included."""
+        own = {name: p for name, p in self.parameters.items() if name not in self.filled}
+        return own | (self.inner.options if self.inner else {})
 
     @property
     def usage(self) -> str:
@@ -288,9 +299,9 @@ def metric(
     return register
 
 
-def data_source(*, argument: str = "") -> Callable[[F], F]:
+def data_source(*, argument: str = "", passes_on: bool = False) -> Callable[[F], F]:
     """Register `f(argument, *, <options>) -> harness.data.Data`; `mnist_5k` is called `mnist-5k` in a study."""
-    return _source(DATA, argument)
+    return _source(DATA, argument, passes_on)
 
 
 def model_source(*, argument: str = "") -> Callable[[F], F]:
@@ -303,10 +314,10 @@ def method_source(*, argument: str = "") -> Callable[[F], F]:
     return _source(GUESTS, argument)
 
 
-def _source(registry: Registry[SourceEntry], argument: str) -> Callable[[F], F]:
+def _source(registry: Registry[SourceEntry], argument: str, passes_on: bool = False) -> Callable[[F], F]:
     def register(function: F) -> F:
         name = function.__name__.strip("_").replace("_", "-")
-        registry.add(SourceEntry(name, function, "source", 1, (), argument))
+        registry.add(SourceEntry(name, function, "source", 1, (), argument, passes_on))
         return function
 
     return register
@@ -325,4 +336,6 @@ def split_source(text: str, registry: Registry[SourceEntry]) -> tuple[SourceEntr
     entry = registry[name]
     if bool(argument) != bool(entry.argument) or (colon and not argument):
         raise UnknownNameError(f"{registry.kind} {text!r}: expected {entry.usage}")
+    if entry.passes_on:
+        entry = replace(entry, inner=split_source(argument, registry)[0])
     return entry, argument

@@ -4,13 +4,14 @@ Values come as matrices [samples, draws]; NaN marks what is undefined and is lef
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special, stats
 
 Values = Float[np.ndarray, "samples draws"]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID", ""]
@@ -65,7 +66,8 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
     estimate = _estimate(values)
     if estimate.error == 0 or np.isnan(estimate.error):
         return Interval(estimate.mean, *(2 * [estimate.mean + estimate.error]))
-    half = float(stats.t.ppf((1 + confidence) / 2, estimate.freedom) * estimate.error)
+    # What `scipy.stats.t.ppf` returns, without the checks that it makes first.
+    half = float(special.stdtrit(estimate.freedom, (1 + confidence) / 2) * estimate.error)
     return Interval(estimate.mean, estimate.mean - half, estimate.mean + half)
 
 
@@ -88,13 +90,15 @@ def _estimate(values: Values) -> _Estimate:
     values = _defined(values)
     if values.size == 0:
         return _Estimate(np.nan, np.nan, np.nan)
-    mean = float(np.nanmean(values))
+    # The same where nothing is undefined, in a fraction of the time.
+    mean_over = np.nanmean if np.isnan(values).any() else np.mean
+    mean = float(mean_over(values))
     samples, draws = values.shape
     if samples < 2:
         return _Estimate(mean, np.nan, np.nan)
-    parts = [(np.nanvar(np.nanmean(values, 1), ddof=1) / samples, samples - 1)]
+    parts = [(np.var(mean_over(values, 1), ddof=1) / samples, samples - 1)]
     if draws > 1:
-        parts.append((np.nanvar(np.nanmean(values, 0), ddof=1) / draws, draws - 1))
+        parts.append((np.var(mean_over(values, 0), ddof=1) / draws, draws - 1))
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return _Estimate(mean, 0.0, np.nan)
@@ -112,6 +116,12 @@ def median_interval(values: Float[np.ndarray, " samples"], confidence: float = 0
     if below < 1:
         return Interval(float(np.median(values)), np.nan, np.nan)
     return Interval(float(np.median(values)), float(values[below - 1]), float(values[-below]))
+
+
+def share_interval(hits: Float[np.ndarray, " samples"], confidence: float = 0.95) -> Interval:
+    """The share of hits, each 0 or 1, with its exact interval (`clopper1934use`), which is wide if all are alike."""
+    exact = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(confidence)
+    return Interval(float(hits.mean()), float(exact.low), float(exact.high))
 
 
 MANY = 1000.0
@@ -268,7 +278,10 @@ def _linearized(numerator: Values, denominator: Float[np.ndarray, "samples #draw
 
 def _defined(values: Values) -> Float[np.ndarray, "known_samples known_draws"]:
     """Without the samples and draws of which nothing is defined."""
-    values = values[~np.isnan(values).all(1)]
+    unknown = np.isnan(values)
+    if not unknown.any():
+        return values
+    values = values[~unknown.all(1)]
     return values[:, ~np.isnan(values).all(0)] if len(values) else values
 
 
@@ -276,23 +289,23 @@ def kendall(
     first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
 ) -> Float[np.ndarray, " pairs"]:
     r"""Kendall's $\tau_a$ of each pair of rows: the mean over pairs of their entries of the product of signs."""
-    return (_signs(first) * _signs(second)).mean(1)
+    return (signs(first) * signs(second)).mean(1)
 
 
 def kendall_b(
     first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
 ) -> Float[np.ndarray, " pairs"]:
     r"""Kendall's $\tau_b$ of each pair of rows, which does not count ties; NaN where a row has one value only."""
-    one, other = _signs(first), _signs(second)
+    one, other = signs(first), signs(second)
     with np.errstate(invalid="ignore"):
         return (one * other).sum(1) / np.sqrt(np.square(one).sum(1) * np.square(other).sum(1))
 
 
-def _signs(rows: Float[np.ndarray, "pairs methods"]) -> Float[np.ndarray, "pairs couples"]:
+def signs(rows: Float[np.ndarray, "*rows methods"]) -> Float[np.ndarray, "*rows couples"]:
     """In each row the order of every two entries: -1, 0 or 1."""
-    one, other = np.triu_indices(rows.shape[1], 1)
-    signs: np.ndarray = np.sign(rows[:, one] - rows[:, other])
-    return signs
+    one, other = np.triu_indices(rows.shape[-1], 1)
+    orders: np.ndarray = np.sign(rows[..., one] - rows[..., other])
+    return orders
 
 
 def samples_needed(differences: Float[np.ndarray, " samples"], power: float = 0.8, level: float = 0.05) -> float:
@@ -333,27 +346,49 @@ def krippendorff(ranks: Float[np.ndarray, "raters units"]) -> float:
     return float(1 - observed / expected) if expected else np.nan
 
 
+def resampled(samples: int, times: int = 1000) -> Iterator[Int[np.ndarray, " samples"]]:
+    """Which samples are drawn, with replacement, again and again: the same ones whoever asks."""
+    generator = np.random.default_rng(0)
+    return (generator.integers(0, samples, samples) for _ in range(times))
+
+
+def resampled_means(
+    values: Float[np.ndarray, "*rows samples"], chunk: int = 64
+) -> Float[np.ndarray, "one_and_resampled *rows"]:
+    """The mean of each row over the samples, and below it over those that are drawn in each `resampled`.
+
+    How often each sample is drawn, times the values, is one product of matrices. Rows that are equal have equal means.
+    """
+    samples = values.shape[-1]
+    # A product may round the same sum in two ways, and ties would be broken.
+    rows, place = np.unique(values.reshape(-1, samples), axis=0, return_inverse=True)
+    picks, means = resampled(samples), [np.ones((1, samples)) @ rows.T]
+    while some := list(islice(picks, chunk)):
+        means.append(np.stack([np.bincount(pick, minlength=samples) for pick in some]).astype(float) @ rows.T)
+    return (np.concatenate(means) / samples)[:, place].reshape(-1, *values.shape[:-1])
+
+
 def basic_bootstrap(
-    statistic: Callable[[Int[np.ndarray, " picked"]], float],
-    samples: int,
-    *,
-    least: float,
-    most: float = 1.0,
-    resampled: int = 1000,
+    statistic: Callable[[Int[np.ndarray, " picked"]], float], samples: int, *, least: float, most: float = 1.0
 ) -> Interval:
     """A statistic of the samples, in [least, most], with its basic bootstrap interval.
-
-    Rankings of resampled samples are noisier than those of the samples, so that a percentile interval would be shifted.
 
     Args:
         statistic: of the samples with these indices.
         samples: how many there are.
         least: the smallest value it can have.
         most: the largest one.
-        resampled: how often the samples are drawn again.
     """
-    value = statistic(np.arange(samples))
-    drawn = np.random.default_rng(0).integers(0, samples, (resampled, samples))
-    quantiles = np.quantile([statistic(pick) for pick in drawn], [0.975, 0.025])
-    low, high = np.clip(2 * value - quantiles, least, most)
+    drawn = np.array([statistic(pick) for pick in resampled(samples)])
+    return basic_interval(statistic(np.arange(samples)), drawn, least=least, most=most)
+
+
+def basic_interval(
+    value: float, drawn: Float[np.ndarray, " resampled"], *, least: float, most: float = 1.0
+) -> Interval:
+    """A value in [least, most] with its basic bootstrap interval, from what it is in resampled samples.
+
+    Rankings of resampled samples are noisier than those of the samples, so that a percentile interval would be shifted.
+    """
+    low, high = np.clip(2 * value - np.quantile(drawn, [0.975, 0.025]), least, most)
     return Interval(value, float(low), float(high))

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -266,11 +266,19 @@ def checked_subject(
     target = torch.cat(explained)
     no_truth = ""
     if data.planted:
-        no_truth = doubt(model.model, data.planted, rows, target, reader.placed, data.read)
+        no_truth = doubt(model.model, data, partial(_explained, policy, data), reader.placed)
         notes |= dict.fromkeys([no_truth] if no_truth else [])
     for note in notes:
         warnings.warn(f"{label}: {note}", stacklevel=5)
     return Subject(label, model, reader, tuple(rows), target, tuple(contents), tuple(skipped), no_truth)
+
+
+def _explained(
+    policy: Target, data: Data, logits: Float[Tensor, "n classes"], rows: Sequence[int]
+) -> Int[Tensor, " n"]:
+    """The explained class of these rows of the data."""
+    labels = None if data.labels is None else data.labels[torch.tensor(rows)].to(logits.device)
+    return targets(policy, logits, labels, [data.ids[row] for row in rows])
 
 
 def _logits(

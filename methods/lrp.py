@@ -245,7 +245,8 @@ def deep_taylor(
 ) -> Float[Tensor, "n *shape"]:
     r"""Deep Taylor decomposition: z+ in the network; at the input zB where its range is declared, else w2.
 
-    Derived for layers whose biases are not positive; elsewhere positive biases take relevance.
+    Derived for layers whose biases are not positive; elsewhere positive biases take relevance. Where no range is
+    declared, w2 spreads relevance by weights alone, so that inputs behind a mask, which cannot matter, get some, too.
     """
     rule = AlphaBeta(1.0, 0.0)
     return _explained(model, x, target, "deep_taylor", (rule, rule), "w2" if space.mean is None else "box", space)

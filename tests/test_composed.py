@@ -3,15 +3,20 @@
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from harness.catalogue import DATA
 from harness.data import of_tensors
 from harness.data.bundled import mnist_5k
 from harness.data.planting import cells_of, in_cells, left_half
+from harness.places import Place
 from harness.registry import SourceEntry, split_source
 from harness.space import InputSpace
+from harness.study import StudyError, data_of
+from harness.subjects import load_data
 from harness.types import InputError
 
 LEFT, RIGHT = (..., slice(0, 14)), (..., slice(14, 28))
@@ -122,3 +127,26 @@ def test_data_that_make_no_grid_are_refused(monkeypatch):
     with pytest.raises(InputError, match=r"got tables of 5 classes"):
         given(table)
     assert given(of_tensors("enough", x, torch.arange(20) % 5, space)).train is None
+
+
+@pytest.mark.parametrize("name", ["masked", "grid"])
+def test_what_the_data_need_to_be_told_is_told_beside_them(tmp_path, name):
+    for row in range(10):
+        path = tmp_path / f"class{row % 5}" / f"{row}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), 20 * row, np.uint8)).save(path)
+    told = {"resize": [8, 8], "mean": [0.5] * 3, "std": [0.25] * 3}
+    entry = data_of({"source": f"{name}:folder:{tmp_path}", **told}, Place("test"), ())
+    data, side = load_data(entry, tmp_path), 16 if name == "grid" else 8
+    assert data.read(0).shape == (3, side, side)
+    assert data.space.mean == (0.5,) * 3
+
+
+@pytest.mark.parametrize("source", ["masked:folder:photos", "grid:masked:folder:photos"])
+def test_what_the_data_cannot_be_told_is_refused_by_name(source):
+    with pytest.raises(StudyError, match="unknown key 'means'; did you mean mean"):
+        data_of({"source": source, "means": [0.5]}, Place("test"), ())
+    with pytest.raises(StudyError, match="option 'crop' expects"):
+        data_of({"source": source, "crop": "half"}, Place("test"), ())
+    with pytest.raises(StudyError, match="unknown data 'fold:photos'"):
+        data_of("masked:fold:photos", Place("test"), ())

@@ -5,12 +5,13 @@ import torch
 from scipy.stats import spearmanr
 
 from cases import Functional, case_of, network, rows, values
-from harness.case import Partner
+from harness.case import Explainer, Partner
 from harness.data import of_tensors
 from harness.data.bundled import mnist_5k
 from harness.methods.gradients import gradient
 from harness.metrics.comparison import shifted
 from harness.models.school import invalid
+from harness.registry import Method
 from harness.space import InputSpace
 from harness.training import Trained
 
@@ -109,6 +110,29 @@ def test_a_partner_that_did_not_memorize_makes_the_test_invalid_not_failed():
     assert frame.loc[judged, "value"].isna().all()
     assert set(frame.loc[judged, "reason"]) == {f"invalid: {REASON}"}
     assert frame.loc[~judged, "value"].notna().all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, torch.nan, torch.inf])
+@pytest.mark.parametrize("whose", ["trained", "partner"])
+def test_a_map_without_an_order_or_a_finite_value_is_like_no_other(whose, value):
+    """Of the third sample only, on one of the two networks; nothing is said of the other samples but what was."""
+    other = another(2)
+
+    def broken(model, x, target, *, ids):
+        maps = gradient(model, x, target)
+        maps[[each == "s2" and model is networks[whose] for each in ids]] = value
+        return maps
+
+    case = case_with("gradient", partner=other)
+    networks = {"trained": case.model, "partner": other}
+    case.explainer = Explainer(Method("broken", broken, "control", 1, ()), {})
+    frames = [rows(each, "label_randomization") for each in (case, case_with("gradient", partner=other))]
+    found, ordinary = (frame[frame["measure"] == "spearman"].reset_index() for frame in frames)
+    touched = [*TO_THE_PARTNER[:2], *CEILINGS] if whose == "trained" else TO_THE_PARTNER
+    lost = (found["sample"] == "s2") & found["role"].isin(touched)
+    assert found[lost]["value"].isna().all()
+    assert found[lost]["reason"].str.startswith("constant map" if value in (0.0, 0.3) else "not finite").all()
+    assert found[~lost]["value"].equals(ordinary[~lost]["value"])
 
 
 def test_an_invalid_second_partner_takes_away_the_floor_and_nothing_else():

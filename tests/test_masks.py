@@ -8,6 +8,7 @@ import harness
 from cases import network
 from harness import InputError
 from harness.catalogue import DATA
+from harness.given import _masks
 
 NET = """
 import torch
@@ -98,3 +99,16 @@ def test_masks_can_be_given_in_python():
     assert list(without.cells["reason"]) == ["oracle: the data say of no sample where the truth lies"]
     with pytest.raises(InputError, match=r"expected masks of shape \[5, 1, 12, 12\], got \[5, 2, 12, 12\]"):
         harness.explain(model, x, method="oracle", masks=x)
+
+
+def test_masks_that_say_of_some_place_nothing_are_refused():
+    model, x, _ = network("functional")
+    masks = (x[:, :1] > 0.5).to(x.dtype)
+    for value in (torch.nan, torch.inf):
+        masks[2, 0, 3, 3] = value
+        with pytest.raises(InputError, match="masks hold NaN or infinite values: expected 1 where the truth lies"):
+            harness.evaluate(model, x, methods=["oracle"], metrics=["roc_auc"], masks=masks)
+    # Past the checks of types, which only tests make.
+    with pytest.raises(InputError, match=r"expected masks as a tensor of shape \[5, 1, 12, 12\], got ndarray"):
+        _masks(masks.numpy(), x)
+    assert _masks(masks.isnan(), x).dtype == torch.bool

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.statistics import Interval, mean_interval, median_interval
+from harness.statistics import Interval, mean_interval, median_interval, share_interval
 
 NAN = np.nan
 
@@ -148,3 +148,28 @@ def test_the_median_leaves_out_what_is_undefined():
     holed = np.insert(values, [0, 4, 31], NAN)
     assert median_interval(holed) == median_interval(values)
     assert median_interval(holed).value == np.median(values)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.9])
+@pytest.mark.parametrize("share", [25 / 784, 0.1, 0.5, 0.97])
+@pytest.mark.parametrize("samples", [2, 20, 125])
+def test_a_share_of_hits_misses_its_chance_in_five_of_a_hundred_runs_at_most(samples, share, spread):
+    """To the last bit: over all numbers of hits, of which some samples have more chance than others."""
+    width = spread * min(share, 1 - share)
+    chances = np.linspace(share - width, share + width, samples)
+    probability = np.ones(1)
+    for chance in chances:
+        probability = np.convolve(probability, [1 - chance, chance])
+    assert probability.sum() == pytest.approx(1, abs=1e-12)
+    found = [share_interval((np.arange(samples) < hits).astype(float)) for hits in range(samples + 1)]
+    below, above = (
+        sum(probability[[bad(each) for each in found]]) for bad in (lambda i: i.high < share, lambda i: i.low > share)
+    )
+    assert below <= 0.025
+    assert above <= 0.025
+
+
+def test_a_share_of_hits_that_are_all_alike_has_the_limits_by_hand():
+    none, all_of_them = share_interval(np.zeros(20)), share_interval(np.ones(20))
+    assert limits(none) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 20)))
+    assert limits(all_of_them) == pytest.approx((1, 0.025 ** (1 / 20), 1))

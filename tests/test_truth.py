@@ -114,3 +114,39 @@ def test_a_study_of_all_planted_tasks_is_there():
     resolved = load_study("planted")
     assert len(resolved.models) == 9
     assert {chosen.entry.family for chosen in resolved.metrics} == {"localization", "complexity"}
+
+
+def pointed(hits, misses, more=0):
+    """What is said of a method whose largest value is in a mask of 25 of 784 positions in `hits` samples.
+
+    `more`: how many positions more than the one before the mask of each sample has.
+    """
+    from harness.words import conclusion
+
+    n = hits + misses
+    x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(n, 1, 784)
+    for row in range(n):
+        masks[row, 0, : 25 + more * row] = 1
+
+    def pointing(model, x, target, *, ids):
+        rows = torch.tensor([int(each.rpartition("/")[2]) for each in ids])
+        maps = torch.rand(len(x), 1, 784, generator=torch.Generator().manual_seed(0))
+        maps[:, :, 0], maps[:, :, -1] = 2.0 * (rows < hits)[:, None], 1.0
+        return maps.view(x.shape)
+
+    model, common = Linear(torch.randn(3, 784)).eval(), {"masks": masks.view(n, 1, 28, 28)}
+    return conclusion(harness.evaluate(model, x, methods=[pointing], metrics=["pointing_game"], **common))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_truth_that_is_small_is_missed_in_all_samples_by_chance(more):
+    """As by noise, in more than half of the runs of 20 samples."""
+    said = pointed(0, 20, more)
+    assert "the truth" not in said["held"] + said["did not hold"] + said["look at"]
+
+
+def test_hits_and_misses_that_are_no_chance_are_told():
+    assert "finds the truth worse than chance: pointing" in pointed(0, 300)["did not hold"]
+    assert "finds the truth better than chance: pointing" in pointed(20, 0)["held"]
+    assert "finds the truth better than chance: pointing" in pointed(6, 14)["held"]

@@ -342,7 +342,7 @@ def test_a_trained_grid_knows_the_class_of_every_cell_and_has_nothing_off_the_ce
     with torch.no_grad():
         own = model(x).view(200, 4, 10)[torch.arange(200), cell]
     assert (own.argmax(1) == labels % 10).double().mean() >= 0.95
-    assert doubt(model, data.planted, list(range(200)), labels, lambda x: x, data.read) == ""
+    assert doubt(model, data, lambda _, rows: data.labels[rows], lambda x: x) == ""
     masks = data.masks(range(200))[:64]
     for method, options in FAITHFUL.items():
         maps = case_of(model, x[:64], labels[:64], (method, METHODS[method].resolve(options)), space=data.space).maps
@@ -359,7 +359,7 @@ def test_a_trained_network_behind_a_mask_has_nothing_off_the_mask():
     with torch.no_grad():
         predicted = loaded.model(x).argmax(1)
     assert (predicted == labels).double().mean() >= 0.9
-    assert doubt(loaded.model, data.planted, list(range(200)), predicted, lambda x: x, data.read) == ""
+    assert doubt(loaded.model, data, lambda logits, _: logits.argmax(1), lambda x: x) == ""
     for method, options in FAITHFUL.items():
         maps = case_of(
             loaded.model, x[:64], labels[:64], (method, METHODS[method].resolve(options)), space=data.space

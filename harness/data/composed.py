@@ -1,13 +1,15 @@
 """Samples of any other data for networks of which is known what cannot matter (`harness.models.wrapped`)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from harness.data import Data, Planted
+from harness.data import BrokenSampleError, Data, Planted
 from harness.data.images import Preprocessing
 from harness.data.planting import CELLS, in_cells, left_half, next_of_another_class, picture_of
 from harness.random import Draws
@@ -18,8 +20,8 @@ FEWEST_CLASSES = CELLS + 1
 """One in each cell, and another one in the place of the truth."""
 
 
-@data_source(argument="DATA")
-def grid(argument: str, *, base: Path = Path(), preprocessing: Preprocessing | None = None) -> Data:
+@data_source(argument="DATA", passes_on=True)
+def grid(argument: str, *, base: Path = Path(), preprocessing: Preprocessing | None = None, **options: Any) -> Data:
     """Pictures of 2 x 2 samples of different classes (`boehle2021convolutional`), one of which is the truth.
 
     Each sample is the truth of one picture, in a cell at random, and its label is cell x classes + class, as in the
@@ -30,46 +32,51 @@ def grid(argument: str, *, base: Path = Path(), preprocessing: Preprocessing | N
         argument: the data, such as mnist-5k or folder:photos.
         base: what paths are relative to.
         preprocessing: that of the model's weights.
+        options: those of the data.
 
     Raises:
         InputError: not five classes of labelled pictures.
     """
-    data = _of(argument, base, preprocessing)
+    data = _of(argument, options, base, preprocessing)
     return _pictures(data, data.class_count, _pictures(data.train, data.class_count, None) if data.train else None)
 
 
-@data_source(argument="DATA")
-def masked(argument: str, *, base: Path = Path(), preprocessing: Preprocessing | None = None) -> Data:
+@data_source(argument="DATA", passes_on=True)
+def masked(argument: str, *, base: Path = Path(), preprocessing: Preprocessing | None = None, **options: Any) -> Data:
     """The samples of other data as they are; the truth is their left half, all that the model `masked:MODEL` sees.
 
     Args:
         argument: the data, such as mnist-5k or folder:photos.
         base: what paths are relative to.
         preprocessing: that of the model's weights.
+        options: those of the data.
     """
-    data = _of(argument, base, preprocessing)
+    data = _of(argument, options, base, preprocessing)
     name = f"masked:{data.name}"
 
     def mask(row: int) -> Tensor:
         return left_half(tuple(data.read(row).shape))
 
-    planted = None
-    if data.labels is not None and len(data.labels.unique()) > 1:
+    if data.labels is None or len(data.labels.unique()) < 2:
+        # Nothing tells classes apart, so the next sample is as good as any.
+        another = torch.arange(1, len(data) + 1) % len(data)
+    else:
         another = next_of_another_class(data.labels)
 
-        def spliced(seen: int, unseen: int) -> Tensor:
-            return torch.where(mask(seen) > 0, data.read(seen), data.read(unseen))
+    def spliced(row: int, truth: bool) -> Tensor:
+        other = int(another[row])
+        if other == row:
+            raise BrokenSampleError(f"{name} has one sample, and no other to exchange halves with")
+        x, exchanged = data.batch([row, other])
+        return torch.where((left_half(tuple(x.shape)) > 0) == truth, exchanged, x)
 
-        planted = Planted(
-            lambda row: spliced(int(another[row]), row),
-            lambda row: spliced(row, int(another[row])),
-        )
+    planted = Planted(lambda row: spliced(row, True), lambda row: spliced(row, False))
     return replace(data, name=name, read_mask=mask, planted=planted, read_parts=None)
 
 
-def _of(argument: str, base: Path, preprocessing: Preprocessing | None) -> Data:
+def _of(argument: str, options: Mapping[str, Any], base: Path, preprocessing: Preprocessing | None) -> Data:
     entry, rest = split_source(argument, DATA)
-    data: Data = entry.load(rest, {}, base=base, preprocessing=preprocessing)
+    data: Data = entry.load(rest, options, base=base, preprocessing=preprocessing)
     return data
 
 
