@@ -1,35 +1,35 @@
 """The verbs in Python: `run` a study, `evaluate` a model at hand, `explain` a batch."""
 
-import platform
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.catalogue import METHODS, METRICS
+from harness.cluster import Engine, check_engine, execute_on_ray
 from harness.engine import execute
 from harness.figures import write_figures
+from harness.forecast import Weights
 from harness.given import subject_of_tensors
+from harness.interrupts import check_limit
 from harness.pictures import keep_cascade, options_of
-from harness.plan import Group, code_hash, lacking, plan
+from harness.plan import Group, lacking, plan
+from harness.precision import Precision, computing_in
+from harness.preparation import CHUNK, check_positive, prepare
 from harness.progress import silent
 from harness.results import Results
 from harness.space import InputSpace
-from harness.store import Folder, Memory, Store
-from harness.study import Chosen, Resolved, choose, load_study
-from harness.subjects import Subject, Target, subject_of_entry
+from harness.store import Memory, Store, writing
+from harness.study import choose
+from harness.subjects import Target
 from harness.tables import write_tables
 from harness.training import Progress
 from harness.types import InputError, NotApplicableError
-
-CHUNK = 64
-RESULTS = Path("results")
+from harness.worker import Job
 
 
 def run(
@@ -39,6 +39,11 @@ def run(
     device: str = "auto",
     samples: int | None = None,
     chunk: int | None = None,
+    engine: Engine = "process",
+    address: str | None = None,
+    cell_seconds: float | None = None,
+    precision: Precision = "float32",
+    weigh: bool = False,
     progress: Progress = silent,
     views: bool = True,
 ) -> Results:
@@ -50,40 +55,58 @@ def run(
         device: auto (CUDA where there is one), cpu or cuda.
         samples: overrides how many samples of each model's data are used.
         chunk: how many samples go through a model at once; that of the folder's first run by default.
+        engine: process computes the cells here; ray on a Ray cluster (extra `ray`), with the same values.
+        address: of a running Ray cluster, whose machines all see the same files; one on this machine by default.
+        cell_seconds: a cell that takes longer is a failure, and the study goes on; by default there is no limit.
+        precision: float32, or tf32, which is faster on some GPUs and less exact.
+        weigh: whether progress goes by what cells are estimated to cost, for which each is tried on two samples, and
+            not by their number.
         progress: told what happens.
         views: whether tables and figures are written.
 
     Raises:
-        InputError: something in the study, the data or a model is wrong; nothing has been computed.
+        InputError: something in the study, the data or a model is wrong, or another run is writing into the folder;
+            nothing has been computed.
+        StoppedError: the device was lost, or nothing can be written; what is finished is kept.
+        KeyboardInterrupt: somebody interrupted the run. The cell that was on its way was finished; on Ray it was not.
     """
-    resolved = load_study(study)
-    place = torch_device(device)
-    folder = Folder(Path(out) if out else RESULTS / resolved.study.name)
-    before = folder.read_manifest()
-    _positive("chunk", chunk)
-    _positive("samples", samples)
-    kept = before[0]["chunk"] if before else None
-    if kept and chunk and kept != chunk:
-        raise InputError(f"the cells in {folder.path} were computed with --chunk {kept}: use that one or another --out")
-    chunk = chunk or kept or CHUNK
-    subjects = [
-        subject_of_entry(entry, resolved, device=place, samples=samples, progress=progress) for entry in resolved.models
-    ]
-    groups = plan(subjects, resolved.methods, resolved.metrics, resolved.study.seed)
-    cells = [task.cell for group in groups for task in group.tasks]
-    manifest = {"study": _manifest(resolved), "run": folder.path.name, "chunk": chunk, "samples": samples}
-    manifest["environment"] = _environment(place)
-    manifest["marks"] = list(resolved.marks)
-    manifest["subjects"] = [_described(subject) for subject in subjects]
-    _warn_of_other_versions(folder, groups)
-    folder.write_manifest(manifest, cells)
-    execute(groups, folder, seed=resolved.study.seed, chunk=chunk, progress=progress)
-    results = Results.load(folder.path)
-    if not views:
-        return results
-    _keep_cascades(groups, results.subjects, resolved.study.seed, folder.path / "figures", progress)
-    write_tables(results, folder.path / "tables")
-    write_figures(results, folder.path / "figures")
+    check_engine(engine, address)
+    check_limit(cell_seconds)
+    with computing_in(precision):
+        ready = prepare(study, out, device=device, samples=samples, chunk=chunk, progress=progress)
+        folder, groups = ready.folder, ready.groups
+        with folder.taken():
+            ready.warn_of_other_versions()
+            ready.write_manifest()
+            weight = Weights(ready, progress) if weigh else lambda _: 1.0
+            if engine == "ray":
+                job = Job(
+                    study,
+                    folder.path.absolute(),
+                    ready.device,
+                    samples,
+                    ready.seed,
+                    ready.chunk,
+                    cell_seconds,
+                    precision=precision,
+                )
+                execute_on_ray(groups, job, address=address, progress=progress, weight=weight)
+            else:
+                execute(
+                    groups,
+                    folder,
+                    seed=ready.seed,
+                    chunk=ready.chunk,
+                    cell_seconds=cell_seconds,
+                    progress=progress,
+                    weight=weight,
+                )
+            results = Results.load(folder.path)
+            if views:
+                with writing(folder.path):
+                    _keep_cascades(groups, results.subjects, ready.seed, folder.path / "figures", progress)
+                    write_tables(results, folder.path / "tables")
+                    write_figures(results, folder.path / "figures")
     return results
 
 
@@ -101,6 +124,7 @@ def evaluate(
     background: Float[Tensor, "m ..."] | None = None,
     masks: Float[Tensor, "n ..."] | None = None,
     chunk: int = CHUNK,
+    precision: Precision = "float32",
     progress: Progress = silent,
 ) -> Results:
     """Methods x metrics on a model and samples at hand, in memory.
@@ -121,21 +145,23 @@ def evaluate(
         background: samples that stand for the data, such as training samples, for methods that average over them.
         masks: where in each sample the truth lies, [n, 1, ...] or [n, f], for what compares with it.
         chunk: how many samples go through the model at once.
+        precision: float32, or tf32, which is faster on some GPUs and less exact.
         progress: told what happens.
 
     Raises:
         InputError: something is wrong with the arguments; nothing has been computed.
     """
-    _positive("chunk", chunk)
+    check_positive("chunk", chunk)
     seed = index(seed)
     chosen = choose(METHODS, _listed(methods, "methods"), "methods")
     tests = choose(METRICS, _listed(metrics, "metrics"), "metrics")
-    subject = subject_of_tensors(
-        model, x, y, space=space, seed=seed, build=build, target=target, background=background, masks=masks
-    )
-    groups = plan([subject], chosen, tests, seed)
-    store: Store = Memory()
-    execute(groups, store, seed=seed, chunk=chunk, progress=progress)
+    with computing_in(precision):
+        subject = subject_of_tensors(
+            model, x, y, space=space, seed=seed, build=build, target=target, background=background, masks=masks
+        )
+        groups = plan([subject], chosen, tests, seed)
+        store: Store = Memory()
+        execute(groups, store, seed=seed, chunk=chunk, progress=progress)
     study = {"name": "evaluate", "seed": seed, "target": target}
     return Results({"study": study, "run": "memory"}, tuple(t.cell for g in groups for t in g.tasks), store)
 
@@ -171,30 +197,18 @@ def explain(
         InputError: the model, the samples, the method or its options are wrong.
         NotApplicableError: the method does not apply to this model or input; says why.
     """
-    _positive("chunk", chunk)
+    check_positive("chunk", chunk)
     seed = index(seed)
     chosen = choose(METHODS, [{"method": method, **options}], "methods")
-    subject = subject_of_tensors(
-        model, x, None, space=space, seed=seed, build=None, target=target, background=background, masks=masks
-    )
-    groups = plan([subject], chosen, [], seed)
-    reason = lacking(subject, groups[0].explainer)
-    if reason:
-        raise NotApplicableError(reason)
-    return torch.cat([group.case(seed=seed, chunk=chunk).maps for group in groups])
-
-
-def torch_device(name: str) -> torch.device:
-    """The device of this name; `auto` is CUDA where there is one.
-
-    Raises:
-        InputError: an unknown name, or CUDA where there is none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device is auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    with computing_in("float32"):
+        subject = subject_of_tensors(
+            model, x, None, space=space, seed=seed, build=None, target=target, background=background, masks=masks
+        )
+        groups = plan([subject], chosen, [], seed)
+        reason = lacking(subject, groups[0].explainer)
+        if reason:
+            raise NotApplicableError(reason)
+        return torch.cat([group.case(seed=seed, chunk=chunk).maps for group in groups])
 
 
 def _listed(
@@ -203,67 +217,6 @@ def _listed(
     if isinstance(entries, (str, dict)) or callable(entries):
         raise InputError(f"{name} is a list of names and entries, got {entries!r}: put it in brackets")
     return list(entries)
-
-
-def _positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise InputError(f"{name} must be at least 1, got {value}")
-
-
-def _manifest(resolved: Resolved) -> dict[str, Any]:
-    def listed(entries: Sequence[Chosen]) -> list[dict[str, Any]]:
-        return [
-            {"name": e.label, "function": e.entry.name, "version": e.entry.version, "options": dict(e.options)}
-            for e in entries
-        ]
-
-    return {
-        **resolved.study.model_dump(exclude={"models", "methods", "metrics"}),
-        "models": [model.model_dump() for model in resolved.models],
-        "methods": listed(resolved.methods),
-        "metrics": listed(resolved.metrics),
-    }
-
-
-def _described(subject: Subject) -> dict[str, Any]:
-    source = subject.source
-    return {
-        "model": subject.label,
-        "model_seed": source.model_seed,
-        "dataset": subject.dataset,
-        "samples": len(subject.rows),
-        "weights": source.weights,
-        "weights_from": source.origin,
-        "twins": source.note,
-        "skipped": list(subject.skipped),
-    }
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "code": code_hash(),
-    }
-
-
-def _warn_of_other_versions(folder: Folder, groups: Sequence[Group]) -> None:
-    tasks = [task for group in groups for task in group.tasks]
-    finished = [(task, info) for task in tasks if (info := folder.info(task.cell))]
-    for what, count in (
-        ("the code", sum(info["code"] != task.code for task, info in finished)),
-        ("torch", sum(info["torch"] != torch.__version__ for _, info in finished)),
-    ):
-        if count:
-            warnings.warn(
-                f"{count} finished cells of {folder.path} were computed with another version of {what}; "
-                "they are used as they are. For a fresh start use another --out.",
-                stacklevel=3,
-            )
 
 
 def _keep_cascades(

@@ -64,8 +64,9 @@ def execute(
                     if stopping():
                         raise KeyboardInterrupt
                     progress("cells", done / total, f"{task.cell.model} · {task.cell.method} · {task.cell.metric}")
-                    assert runner
-                    runner.run(task)
+                    # Two labels of a study may be of one cell.
+                    if runner and store.info(task.cell) is None:
+                        runner.run(task)
                     done += weight(task)
     progress("cells", 1.0, "")
 

@@ -64,7 +64,7 @@ class Forecast:
                     "model": subject.label,
                     "form": subject.inference.form,
                     "forward a second": round(1 / speed.inference),
-                    "forward and backward a second": round(1 / speed.seconds(1, 1)),
+                    "forward and backward a second": round(1 / speed.seconds(1.0, 1.0)),
                     "weights, MiB": sum(each.numel() * each.element_size() for each in parameters) / 2**20,
                     f"graph of {self.chunk}, MiB": graph / 2**20,
                 }

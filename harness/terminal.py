@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # A pipe has no width to fit: whoever reads it wants whole words.
 console = Console(width=None if os.isatty(1) else 500, highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Device = Literal["auto", "cpu", "cuda"]
+"""What every verb with a model takes as --device."""
 
 SHOWN = ("leaderboard", "sensitivity", "stages")
 

@@ -17,7 +17,7 @@ import bench_large
 import bench_ours
 import bench_quantus
 from bench_floor import BATCHES, Floor, hardware, markdown, network, pictures
-from harness.api import torch_device
+from harness.preparation import torch_device
 
 RESULTS = Path(__file__).parents[1] / "results"
 TABLES = {

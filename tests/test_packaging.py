@@ -16,7 +16,19 @@ from harness import METHODS, METRICS
 from harness.plan import NEEDS, USES
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"registry", "types", "random", "space", "case", "remarks", "digests", "edges", "units"}
+GROUND = {
+    "registry",
+    "types",
+    "random",
+    "space",
+    "case",
+    "remarks",
+    "digests",
+    "edges",
+    "units",
+    "inference",
+    "snapshot",
+}
 SOURCES = sorted(path for folder in ("harness", "methods", "metrics") for path in (ROOT / folder).rglob("*.py"))
 
 
