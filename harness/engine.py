@@ -141,6 +141,7 @@ class Runner:
                     status = "done"
                 rows = rows_of(scores, self.case.samples, self.case.target)
         except NotApplicableError as lack:
+            self._restored()
             rows, reason = rows_of([], self.case.samples, self.case.target), str(lack)
         except OutOfTimeError:
             late = TimeoutError(f"took longer than the {self.cell_seconds:g} seconds that a cell may take")
@@ -149,7 +150,8 @@ class Runner:
                 self.maps_error = late
             return late
         except BaseException as error:
-            self._restored()
+            if not is_lost_device(error):  # on which nothing can be restored
+                self._restored()
             if isinstance(error, Exception):
                 return error
             raise

@@ -7,7 +7,7 @@ from torch import nn
 
 import harness
 from harness.snapshot import Snapshot
-from harness.types import Score
+from harness.types import NotApplicableError, Score
 
 TRACES = {}
 
@@ -166,3 +166,20 @@ def test_a_metric_that_leaves_a_trace_fails_alone_and_maps_are_made_again():
     assert results.failures["metric"].tolist() == ["careless_metric"]
     assert "careless_metric, or method called by it, left a trace" in results.failures["error"][0]
     assert len(calls) == 2
+
+
+def test_a_method_that_does_not_apply_leaves_nothing_either():
+    model = Net().eval()
+
+    @harness.method(family="test", cite="")
+    def hesitates(model, x, target):
+        """Begins, and finds that it does not apply."""
+        model.layer.weight.data.zero_()
+        raise NotApplicableError("not to this network")
+
+    x = torch.randn(5, 6)
+    alone = harness.evaluate(model, x, methods=["gradient"], metrics=["sparseness"])
+    both = harness.evaluate(model, x, methods=["hesitates", "gradient"], metrics=["sparseness"])
+    assert both.cells["status"].tolist() == ["not_applicable", "done"]
+    mine = both.records[both.records["method"] == "gradient"]
+    np.testing.assert_array_equal(mine["value"], alone.records["value"])
