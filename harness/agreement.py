@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 from jaxtyping import Float
 
 from harness.series import Series, Stack, where
-from harness.statistics import basic_bootstrap, kendall, mean_interval
+from harness.statistics import basic_interval, mean_interval, resampled_means, signs
 from harness.verdicts import Row
 
 SCORES = {"most_first": "most relevant first", "least_first": "least relevant first", "gain": "symmetric gain"}
 ORDERS = ("most_first", "least_first", "random")
 START = pc.field("step") == 0.0
-LEAST_SAMPLES = 10
+LEAST_SAMPLES, PARTS = 10, 20
 MODEL = ["model", "model_seed"]
 FILLS = [*MODEL, "metric", "fill", "unit", "untouched", "random_confidence", "low", "high"]
 AGREEMENT = [*MODEL, "comparison", "ranked_by", "tau", "low", "high", "pairs", "methods", "samples"]
@@ -80,12 +80,14 @@ def agreement(found: Sequence[Row]) -> pd.DataFrame:
         }
         place = {"model": model, "model_seed": seed}
         size = {"methods": len(methods), "samples": values["gain"].shape[2]}
+        means = {name: resampled_means(each) for name, each in values.items()}
+        taus = {name: _taus(each, each) for name, each in means.items()}
         for comparison, some in chosen.items():
             for name, score in SCORES.items() if some else ():
-                tau = _between([(values[name][i], values[name][j]) for i, j in some])
+                tau = _mean(taus[name], some)
                 rows.append({**place, "comparison": comparison, "ranked_by": score, **tau, "pairs": len(some), **size})
-        both = [(values["most_first"][i], values["least_first"][i]) for i in range(len(labels))]
-        tau = _between(both)
+        both = [(i, i) for i in range(len(labels))]
+        tau = _mean(_taus(means["most_first"], means["least_first"]), both)
         orders = {"comparison": "both orders in one setup", "ranked_by": "one order each"}
         rows.append({**place, **orders, **tau, "pairs": len(both), **size})
     return pd.DataFrame(rows, columns=AGREEMENT)
@@ -110,14 +112,19 @@ def _values(
     return {"most_first": -most, "least_first": least, "gain": least - most}, names
 
 
-def _between(
-    pairs: Sequence[tuple[Float[np.ndarray, "methods samples"], Float[np.ndarray, "methods samples"]]],
-) -> dict[str, float]:
-    """The mean of Kendall's tau over pairs of scores, with its interval over samples."""
-    first, second = (np.stack(side) for side in zip(*pairs, strict=True))
+def _taus(
+    first: Float[np.ndarray, "resampled setups methods"], second: Float[np.ndarray, "resampled setups methods"]
+) -> Float[np.ndarray, "resampled setups setups"]:
+    r"""Kendall's $\tau_a$ between the rankings of methods by two scores, in every two setups."""
+    couples = first.shape[2] * (first.shape[2] - 1) / 2
+    # In parts, because there are many more couples of methods than methods.
+    parts = zip(np.array_split(first, PARTS), np.array_split(second, PARTS), strict=True)
+    return np.concatenate([signs(one) @ signs(other).swapaxes(1, 2) for one, other in parts]) / couples
 
-    def tau(pick: np.ndarray) -> float:
-        return float(kendall(first[..., pick].mean(2), second[..., pick].mean(2)).mean())
 
-    interval = basic_bootstrap(tau, first.shape[2], least=-1.0)
+def _mean(taus: Float[np.ndarray, "resampled setups setups"], pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """The mean over pairs of setups, with its interval over samples; the first is of all samples."""
+    one, other = map(list, zip(*pairs, strict=True))
+    value, *drawn = taus[:, one, other].mean(1).tolist()
+    interval = basic_interval(value, np.array(drawn), least=-1.0)
     return {"tau": interval.value, "low": interval.low, "high": interval.high}

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from harness.heap import HEAP
 from harness.inference import EAGER, Inference
 from harness.random import Draws
 from harness.registry import Method
@@ -262,6 +263,7 @@ class Case:
         space = self.space if space is None else space
         if background is None and "background" in self.explainer.method.needs:
             background = self.source.background
+        HEAP.settle()
         maps = partial(self.explainer.maps, call=call, background=background, chunk=self.chunk)
         with counted(model, self.passes):
             chunks = [

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from harness.plan import Cell
 from harness.statistics import Values
@@ -148,13 +148,23 @@ def _split(rows: pa.Table) -> Iterator[tuple[dict[str, Any], bool, Block, list[s
     order, ends = np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))
     groups = np.split(order, ends[:-1])
     labels = rows.select(FIELDS).take(pa.array([group[0] for group in groups])).to_pylist()
+    draw, drawn = pd.factorize(draw, sort=True, use_na_sentinel=False)
     for fields, group in zip(labels, groups, strict=True):
-        about_model = bool(sample[group[0]] < 0)
-        position, names = pd.factorize(sample[group], sort=True)
-        column, draws = pd.factorize(draw[group], sort=True, use_na_sentinel=False)
+        # What is about the model has no sample, so that its code is -1.
+        position, names = _ranks(sample[group] + 1)
+        column, draws = _ranks(draw[group])
         values = np.full((len(names), len(draws)), np.nan)
         values[position, column] = value[group]
-        yield fields, about_model, (draws, values), reasons[reason[group][reason[group] >= 0]].tolist()
+        undefined = reason[group]
+        yield fields, bool(names[0] == 0), (drawn[draws], values), reasons[undefined[undefined >= 0]].tolist()
+
+
+def _ranks(codes: Int[np.ndarray, " rows"]) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " codes"]]:
+    """The rank of each code among those that are there, and these in order. They are small numbers from 0 on."""
+    there = np.zeros(codes.max() + 1, dtype=bool)
+    there[codes] = True
+    ranks: np.ndarray = np.cumsum(there) - 1
+    return ranks[codes], np.flatnonzero(there)
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:

@@ -26,6 +26,7 @@ except ImportError:  # where there is no such thing as a lock on a folder
     fcntl = None  # type: ignore[assignment]
 
 SCRATCH = ".scratch"
+SMALL = 2**17
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
 INFO = b"cell"
 
@@ -137,7 +138,11 @@ class Folder:
         """See `Store`. What is left out is not kept in memory."""
         if not self._finished(cell):
             return None
-        return pq.read_table(self._part(cell), columns=list(columns), filters=where)
+        path = self._part(cell)
+        if path.stat().st_size < SMALL:
+            # To share a small file out among threads takes longer than to read it.
+            return pq.ParquetFile(path).read(use_threads=False).filter(where).select(list(columns))
+        return pq.read_table(path, columns=list(columns), filters=where)
 
     def failure(self, cell: Cell) -> Mapping[str, Any] | None:
         """See `Store`."""

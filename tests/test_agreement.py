@@ -9,7 +9,7 @@ from harness import Results
 from harness.agreement import agreement, fills, setups
 from harness.plan import Cell
 from harness.rows import rows_of
-from harness.statistics import basic_bootstrap, kendall
+from harness.statistics import basic_bootstrap, kendall, resampled, resampled_means, signs
 from harness.store import Memory, Part
 from harness.types import Score
 
@@ -137,3 +137,36 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
         hits += interval.low <= 0 <= interval.high
     # Binomial with 200 tries: 0.95 within 4 standard errors.
     assert abs(hits / 200 - 0.95) < 4 * (0.95 * 0.05 / 200) ** 0.5
+
+
+def test_means_of_resampled_samples_are_those_of_each_one_and_ties_stay_ties():
+    values = np.random.default_rng(3).normal(size=(3, 5, 70))
+    values[:, 4] = values[:, 1]
+    means = resampled_means(values)
+    expected = [values.mean(2), *(values[..., pick].mean(2) for pick in resampled(70))]
+    np.testing.assert_allclose(means, expected, rtol=0, atol=1e-15)
+    assert (means[..., 4] == means[..., 1]).all()
+    assert (signs(means)[..., 6] == 0).all()
+
+
+def test_samples_are_drawn_as_in_one_piece():
+    # So were the published tables made.
+    assert (np.array(list(resampled(33))) == np.random.default_rng(0).integers(0, 33, (1000, 33))).all()
+
+
+def test_tau_and_its_interval_are_those_of_every_pair_of_setups_by_itself():
+    rows = written(levels({(fill, patch): (METHODS, BACK) for fill in ("mean", "blur") for patch in (1, 4)}))
+    chance = np.random.default_rng(4)
+    for row in rows:
+        row["most_first"], row["least_first"] = chance.normal(size=(2, N))
+    areas = {(row["method"], row["metric"]): -row["most_first"] for row in rows}
+    setups_of = list(dict.fromkeys(row["metric"] for row in rows))
+    scores = np.array([[areas[method, label] for method in METHODS] for label in setups_of])
+
+    def tau(pick):
+        means = scores[..., pick].mean(2)
+        return np.mean([kendall(means[[i]], means[[j]])[0] for i in range(4) for j in range(i)])
+
+    expected = basic_bootstrap(tau, N, least=-1.0)
+    found = agreement(rows).set_index(["comparison", "ranked_by"]).loc["any two setups", "most relevant first"]
+    assert tuple(found[["tau", "low", "high"]]) == pytest.approx((expected.value, expected.low, expected.high))

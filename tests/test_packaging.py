@@ -28,6 +28,7 @@ GROUND = {
     "units",
     "inference",
     "snapshot",
+    "heap",
 }
 SOURCES = sorted(path for folder in ("harness", "methods", "metrics") for path in (ROOT / folder).rglob("*.py"))
 
