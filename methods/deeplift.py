@@ -211,7 +211,9 @@ def _element_wise(propagation: Propagation, call: Call, reference: list[Tensor])
         near = difference.abs() <= NEAR * precision * (x.abs() + x0.abs())
         if bool(near.any()):
             tangent = _derivative(call, (x + x0) / 2)
-            rounding = 4 * precision * (value.abs() + value0.abs()) / difference.abs()
+            # Of the argument too: a small value may be the difference of two large ones, as x - tanh(x) is.
+            size = value.abs() + value0.abs() + x.abs() + x0.abs()
+            rounding = 4 * precision * size / difference.abs()
             slope = torch.where(near & ~((slope - tangent).abs() > rounding), tangent, slope)
         # Where nothing changes nothing is passed on, also where the tangent is vertical.
         slope = torch.where((value == value0) & ~slope.isfinite(), 0.0, slope)
