@@ -5,13 +5,15 @@ cuts a piece off a large free one, which the next tensor of that size no longer 
 """
 
 import ctypes
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-GROWTH = 1.1
-"""By how much a process grows before it gives back: each time all that is free has to be asked for again."""
+GROWTH, SECONDS = 1.1, 1.0
+"""By how much a process grows, and how long it waits, before it gives back: what is free has to be asked for again,
+which would take a fifth of the time if it were done after each pass."""
 
 
 @dataclass
@@ -22,18 +24,22 @@ class Heap:
         trim: gives the pages in which nothing is left back to the system.
         resident: pages that the process has.
         least: how many these were after the last time, or at first.
+        now: the time in seconds.
+        last: when that was.
     """
 
     trim: Callable[[int], int] | None = None
     resident: Callable[[], int] = lambda: int(Path("/proc/self/statm").read_text().split()[1])
     least: int = 0
+    now: Callable[[], float] = time.monotonic
+    last: float = 0.0
 
     def settle(self) -> None:
-        """Give back what is free, if the process has grown by a tenth; nothing where the library cannot do so."""
-        if self.trim is None or self.resident() <= GROWTH * self.least:
+        """Give back what is free, if the process has grown by a tenth and did not do so just before."""
+        if self.trim is None or self.now() < self.last + SECONDS or self.resident() <= GROWTH * self.least:
             return
         self.trim(0)
-        self.least = self.resident()
+        self.least, self.last = self.resident(), self.now()
 
 
 def of_this_process() -> Heap:

@@ -15,7 +15,7 @@ kept = [bytearray(50_000) for _ in range(4000)]
 HEAP.settle()
 del kept[::2]
 full = HEAP.resident()
-HEAP.least = 1
+HEAP.least, HEAP.last = 1, -100.0
 HEAP.settle()
 print(full, HEAP.resident(), HEAP.least)
 """
@@ -32,13 +32,24 @@ def test_holes_are_given_back():
 
 def test_it_is_given_back_where_the_process_has_grown_by_a_tenth():
     pages, trimmed = iter([100, 90, 99, 100, 91]), []
-    heap = Heap(trimmed.append, lambda: next(pages))
+    heap = Heap(trimmed.append, lambda: next(pages), now=iter(range(10, 1000, 10)).__next__)
     heap.settle()
     assert (trimmed, heap.least) == ([0], 90)
     heap.settle()
     assert (trimmed, heap.least) == ([0], 90)
     heap.settle()
     assert (trimmed, heap.least) == ([0, 0], 91)
+
+
+def test_it_waits_between():
+    trimmed, times = [], iter([10.0, 10.0, 10.9, 11.1, 11.1])
+    heap = Heap(trimmed.append, lambda: 100, least=1, now=lambda: next(times))
+    heap.settle()
+    heap.least = 1
+    heap.settle()
+    assert trimmed == [0]
+    heap.settle()
+    assert trimmed == [0, 0]
 
 
 def test_without_glibc_nothing_happens():
