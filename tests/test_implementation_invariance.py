@@ -133,8 +133,8 @@ def test_networks_are_rewritten_once_for_all_methods_on_a_block_of_samples(monke
     rows(joined(other, cases[0]), "implementation_invariance")
     assert sorted(made) == sorted(2 * list(REWRITINGS))
     # Those of one block are kept at a time.
-    samples, second = other.source.shared["rewritings"]
-    assert samples == tuple("abcde")
+    here, second = other.source.shared["rewritings"]
+    assert here == (tuple("abcde"), other.chunk)
     assert second.keys() == first.keys()
     assert second["units permuted"] is not first["units permuted"]
 

@@ -284,9 +284,10 @@ def test_a_study_reads_each_sample_twice_however_many_methods_there_are(tmp_path
     )
     assert results.failures.empty
     assert len(reads) == len(set(results.records["sample"])) == 300
-    first = {f"{row:03}.png" for row in range(16)}  # of which the shape of an input was learnt
+    # From the first the shape of an input was learnt, and the form of the model for inference was checked on them.
+    first = {f"{row:03}.png" for row in range(16)}
     assert {count for name, count in reads.items() if name not in first} == {2}
-    assert {count for name, count in reads.items() if name in first} <= {2, 3}
+    assert {count for name, count in reads.items() if name in first} <= {2, 3, 4}
 
 
 # ---- data of any kind
