@@ -282,10 +282,8 @@ class Case:
 
     def logits(self, x: Float[Tensor, "m ..."], model: nn.Module | None = None) -> Float[Tensor, "m classes"]:
         """The model's outputs, in chunks and without a graph; `x` is safe from a model that writes in place."""
-        trained = model is None or model is self.model
-        form = (
-            self.inference if trained and self.inference else Inference(EAGER, self.model if model is None else model)
-        )
+        model = self.model if model is None else model
+        form = self.inference if self.inference and model is self.model else Inference(EAGER, model)
         with counted(form.network, self.passes):
             outputs = [form.logits(x[part]) for part in self._chunks(len(x))]
         # Joined here, they are ordinary tensors, also where the form is for inference only.
