@@ -1,7 +1,7 @@
 """The form of a network for passes without a gradient: faster, and used only after its logits were checked."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 
 from harness.snapshot import copy_of
+from harness.tensors import tensors_in
 
 EAGER = "eager"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -143,21 +144,11 @@ class _Uses(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         # What asks for a shape takes nothing.
-        if any(True for _ in _tensors(result)):
-            for tensor in _tensors((args, kwargs or {})):
+        if any(True for _ in tensors_in(result)):
+            for tensor in tensors_in((args, tuple((kwargs or {}).values()))):
                 self.of[id(tensor)] += 1
                 self.kept.append(tensor)
         return result
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

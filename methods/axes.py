@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from harness.methods.operators import tensors_in
+from harness.tensors import tensors_in
 
 PRODUCTS = ("matmul", "bmm", "mm", "rmatmul")
 

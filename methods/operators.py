@@ -4,7 +4,7 @@ A rule follows what is computed, not how it is packaged: `F.relu`, `nn.ReLU`, `T
 calls of rectifiers, whichever module makes them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from harness.tensors import tensors_in
 
 FAMILIES = {
     name: family
@@ -219,12 +221,3 @@ DECOMPOSED: dict[str, Callable[..., Tensor]] = {
     "baddbmm": _added_product,
 }
 """Operators that bundle others, written out."""
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a value, in tuples and lists too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from tensors_in(each)

@@ -29,8 +29,8 @@ from harness.methods.operators import (
     VALUE_FREE,
     Call,
     opened,
-    tensors_in,
 )
+from harness.tensors import tensors_in
 from harness.types import NotApplicableError
 
 Rule = Callable[["Propagation", Call], Any]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.methods.axes import Axed, Axes
-from harness.methods.operators import tensors_in
 from harness.methods.propagation import nodes_between
+from harness.tensors import tensors_in
 from harness.types import NotApplicableError
 
 _NORMALIZATIONS = ("layer_norm", "rms_norm", "group_norm")

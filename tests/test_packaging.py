@@ -29,6 +29,7 @@ GROUND = {
     "inference",
     "snapshot",
     "heap",
+    "tensors",
 }
 SOURCES = sorted(path for folder in ("harness", "methods", "metrics") for path in (ROOT / folder).rglob("*.py"))
 
