@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 
+from harness.inplace import has_hooks, in_place
 from harness.snapshot import copy_of
 from harness.tensors import tensors_in
 
@@ -48,9 +50,9 @@ class Inference:
 def inference_form(model: nn.Module, x: Float[Tensor, "n ..."]) -> Inference:
     """The fastest form of a network that has its logits on these samples.
 
-    Batch norms are folded into the convolution or linear layer whose output they alone take, and on the CPU images lie
-    with their channels last; in single precision only, as nothing is gained elsewhere. What cannot be copied, or does
-    not bear it, stays as it is.
+    Batch norms are folded into the convolution or linear layer whose output they alone take, on the CPU images lie with
+    their channels last, and activations and sums write over what nothing else reads; in single precision only, as
+    nothing is gained elsewhere. What cannot be copied, or does not bear it, stays as it is.
 
     Args:
         model: in evaluation mode; it is not written to.
@@ -61,14 +63,25 @@ def inference_form(model: nn.Module, x: Float[Tensor, "n ..."]) -> Inference:
     if any(tensor.dtype != torch.float32 for tensor in (x, *model.parameters())):
         return eager
     expected = eager.logits(x)
-    for make in (_folded_channels_last, _folded):
-        try:
+    for make in (_folded_channels_last_in_place, _folded_channels_last, _folded_in_place, _folded):
+        with suppress(Exception):
             made = make(model, x)
             if made and _same(made.logits(x), expected):
                 return made
-        except Exception:
-            continue
     return eager
+
+
+def _folded_channels_last_in_place(model: nn.Module, x: Tensor) -> Inference | None:
+    return _in_place(_folded_channels_last(model, x))
+
+
+def _folded_in_place(model: nn.Module, x: Tensor) -> Inference | None:
+    return _in_place(_folded(model, x))
+
+
+def _in_place(made: Inference | None) -> Inference | None:
+    network = in_place(made.network) if made else None
+    return replace(made, form=f"{made.form}, in place", network=network) if made and network else None
 
 
 def _folded_channels_last(model: nn.Module, x: Tensor) -> Inference | None:
@@ -121,7 +134,7 @@ def foldable(model: nn.Module, x: Float[Tensor, "n ..."]) -> list[tuple[str, str
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it computes what its class says: no relative with a forward pass of its own, no hooks, no statistics."""
-    if any(table for kind, table in vars(module).items() if kind.endswith("hooks")):
+    if has_hooks(module):
         return False
     if isinstance(module, NORMS):
         return type(module) in NORMS and module.running_mean is not None and not module.training

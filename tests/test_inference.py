@@ -12,6 +12,7 @@ from harness.inference import CHECKED, EAGER, foldable, inference_form
 from harness.networks import CifarResNet, VisionTransformer
 
 FOLDED, LAID_OUT, BOTH = "folded", "channels last", "folded, channels last"
+OVER = ", in place"
 
 
 def settled(model, *shape):
@@ -97,12 +98,13 @@ class Hooked(Branch):
 
 NETWORKS = {
     "resnet20": (lambda: CifarResNet((3, 32, 32), 10, depth=20), (3, 32, 32), BOTH, 19),
-    "mobilenet": (lambda: torchvision.models.mobilenet_v2(num_classes=7), (3, 64, 64), BOTH, 52),
-    "functional": (Functional, (2, 8, 8), BOTH, 1),
+    "mobilenet": (lambda: torchvision.models.mobilenet_v2(num_classes=7), (3, 64, 64), BOTH + OVER, 52),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=7), (3, 64, 64), BOTH + OVER, 20),
+    "functional": (Functional, (2, 8, 8), BOTH + OVER, 1),
     "vit": (lambda: VisionTransformer((3, 28, 28), 10), (3, 28, 28), LAID_OUT, 0),
-    "signal": (Signal, (4, 20), FOLDED, 2),
-    "twice": (Twice, (4, 6, 6), LAID_OUT, 0),
-    "branch": (Branch, (4, 6, 6), LAID_OUT, 0),
+    "signal": (Signal, (4, 20), FOLDED + OVER, 2),
+    "twice": (Twice, (4, 6, 6), LAID_OUT + OVER, 0),
+    "branch": (Branch, (4, 6, 6), LAID_OUT + OVER, 0),
     "in place": (lambda: Branch(in_place=True), (4, 6, 6), LAID_OUT, 0),
     "hooked": (Hooked, (4, 6, 6), LAID_OUT, 0),
     "flat": (Flat, (4, 6, 6), FOLDED, 1),

@@ -27,6 +27,7 @@ GROUND = {
     "edges",
     "units",
     "inference",
+    "inplace",
     "snapshot",
     "heap",
     "tensors",
