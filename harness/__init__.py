@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.exam import examine
     from harness.random import Draws
     from harness.registry import method, metric
+    from harness.regressions import Tolerance, compare
     from harness.reproduction import Reproduction, reproduce
     from harness.results import Results
     from harness.space import InputSpace
@@ -30,6 +31,8 @@ _HOMES = {
     "METRICS": "catalogue",
     "method": "registry",
     "metric": "registry",
+    "Tolerance": "regressions",
+    "compare": "regressions",
     "Reproduction": "reproduction",
     "reproduce": "reproduction",
     "Results": "results",
@@ -50,6 +53,8 @@ __all__ = [
     "Reproduction",
     "Results",
     "Score",
+    "Tolerance",
+    "compare",
     "evaluate",
     "examine",
     "explain",

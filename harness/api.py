@@ -26,7 +26,7 @@ from harness.space import InputSpace
 from harness.store import Memory, Store, writing
 from harness.study import choose
 from harness.subjects import Target
-from harness.tables import write_tables
+from harness.table_files import write_tables
 from harness.training import Progress
 from harness.types import InputError, NotApplicableError
 from harness.worker import Job

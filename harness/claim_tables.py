@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from harness.digests import digest
+from harness.latex import latex
 from harness.results import Results
 from harness.store import write_atomically
-from harness.tables import markdown
+from harness.text import markdown
 
 BIBLIOGRAPHY = Path(__file__).parent / "references.bib"
 ARROW = " → "
@@ -45,19 +46,6 @@ def changes(claims: pd.DataFrame) -> pd.DataFrame:
     in_order = list(dict.fromkeys(zip(claims["claim"], claims["model"], strict=True)))
     found = table.reindex([key for key in in_order if different[key]])[protocols]
     return found.reset_index().rename_axis(columns=None)
-
-
-def latex(table: pd.DataFrame) -> str:
-    """A data frame as a LaTeX table with the rules of booktabs."""
-    rows = [list(table.columns), *table.to_numpy().tolist()]
-    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
-    inside = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
-    return f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}\n{inside}\n\\end{{tabular}}\n"
-
-
-def _escaped(value: object) -> str:
-    text = re.sub(r"([&%$#_{}])", r"\\\1", str(value))
-    return text.replace("→", r"$\rightarrow$").replace("±", r"$\pm$").replace("≥", r"$\ge$")
 
 
 def write_claims(claims: pd.DataFrame, title: str, paper: str, results: Mapping[str, Results], folder: Path) -> None:

@@ -1,14 +1,13 @@
 """The command line. Thin: every verb is a function of the package."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from harness import cli_models
+from harness import cli_models, cli_tables
 from harness.terminal import Device, console, errors, plain, print_table, show_results, warnings_told
 from harness.types import InputError, StoppedError
 
@@ -22,6 +21,7 @@ Precision = Literal["float32", "tf32"]
 
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_tables.app)
 
 
 @app.callback()
@@ -106,33 +106,6 @@ def plan(
         found.cells.to_csv(cells, index=False)
     for line in found.lines:
         console.print(plain(line), soft_wrap=True)
-
-
-@app.command()
-def table(
-    folder: Annotated[Path, typer.Argument(help="a run folder", metavar="RUN")],
-    name: Annotated[str, typer.Option(help="print this table only; `all` prints every one")] = "",
-    pass_below: Annotated[float, typer.Option(help="threshold of a PASS")] = 0.2,
-    fail_above: Annotated[float, typer.Option(help="threshold of a FAIL")] = 0.5,
-) -> None:
-    """Print the tables of a run and write them again as CSV and Markdown, with the figures.
-
-    Examples: `harness table results/quickstart`, `harness table results/quickstart --name verdicts`.
-    """
-    from harness import tables
-    from harness.figures import write_figures
-    from harness.results import Results
-    from harness.statistics import Thresholds
-
-    if not 0 < pass_below <= fail_above < 1:
-        raise InputError(f"expected 0 < --pass-below <= --fail-above < 1, got {pass_below} and {fail_above}")
-    results = replace(Results.load(folder), thresholds=Thresholds(pass_below=pass_below, fail_above=fail_above))
-    tables.write_tables(results, folder / "tables")
-    write_figures(results, folder / "figures")
-    if not name:
-        show_results(results, folder)
-    for each in tables.TABLES if name == "all" else [name] if name else []:
-        print_table(results.table(each), each)
 
 
 @app.command()

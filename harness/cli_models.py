@@ -93,7 +93,7 @@ def applicability(
     from harness.doctor import applicability_of
     from harness.preparation import torch_device
     from harness.progress import bars
-    from harness.tables import markdown
+    from harness.text import markdown
 
     with bars(console) as progress:
         frame = applicability_of(models or [], Path.cwd(), device=torch_device(device), progress=progress)

@@ -233,6 +233,7 @@ class Runner:
             **(self.maps_cost or {"maps_forward": 0, "maps_backward": 0, "maps_seconds": 0.0}),
             "remarks": in_words(self.case.remarks),
             "weights": self.group.subject.source.weights,
+            "contents": digest(self.group.subject.contents),
             "twins": self.group.subject.source.note,
             "device": device,
             "dtype": dtype,

@@ -16,7 +16,7 @@ from harness.marks import FAILED, PASSED
 from harness.registry import Metric
 from harness.results import Results
 from harness.statistics import mean_interval, over_draws
-from harness.tables import headline_of, markdown
+from harness.text import markdown
 
 TASKS = {
     "region": {"name": "region", "source": "evidence-linear"},
@@ -248,7 +248,7 @@ def _scores(results: Results) -> dict[tuple[str, str], dict[str, Scores]]:
     for stack in results.stacks():
         labels = stack.labels
         maps.add(labels["method"])
-        series = headline_of(stack) if stack.info else None
+        series = stack.headline
         if series is not None:
             found.setdefault((labels["metric"], labels["model"]), {})[labels["method"]] = over_draws(series.values)[
                 :, 0

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from harness.pictures import Cascade, read_cascade
+from harness.rank_figures import draw_models, draw_ranks
 from harness.statistics import Thresholds, mean_interval
 from harness.tables import GROUP
 
@@ -43,7 +44,11 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
     lifts = results.table("headlines").query("measure == 'lift'")
     if len(lifts):
         written.append(_save(draw_lifts(lifts), folder / "lifts.png"))
+    across = results.table("across_models")
+    if len(across) and across["mean_rank"].notna().any():
+        written.append(_save(draw_models(across), folder / "ranks-across-models.png"))
     points = curves(results)
+    ranked, compared = results.table("rankings"), results.table("comparisons")
     judged = results.table("verdicts")
     for (model, seed), name in results.subjects.items():
         here = points[(points["model"] == model) & (points["model_seed"] == seed)]
@@ -51,6 +56,10 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
             some = here[here["kind"] == kind]
             if len(some):
                 written.append(_save(draw(some, name), folder / f"{kind}-{name}.png"))
+        some = ranked[(ranked["model"] == model) & (ranked["model_seed"] == seed)]
+        if len(some):
+            pairs = compared[(compared["model"] == model) & (compared["model_seed"] == seed)]
+            written.append(_save(draw_ranks(some, pairs, f"{name}: mean ranks over samples"), folder / f"ranks-{name}.png"))
         rows = judged[(judged["model"] == model) & (judged["model_seed"] == seed)] if len(judged) else judged
         for test in ("parameter_randomization", "random_logit"):
             shown = rows[(rows["test"] == test) & (rows["measure"] == "spearman")] if len(rows) else rows

@@ -4,6 +4,7 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ class Prepared:
 
     def write_manifest(self) -> None:
         """What the run consists of, and its circumstances, into the folder."""
+        before = self.folder.read_manifest()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = {
             "study": _manifest(self.resolved),
             "run": self.folder.path.name,
+            "begun": before[0].get("begun", now) if before else now,
             "chunk": self.chunk,
             "samples": self.samples,
             "environment": _environment(self.device),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pandas as pd
 import pyarrow as pa
 
 from harness import tables
+from harness.comparisons import DEFAULT_COMPARING, Comparing
+from harness.html import html
 from harness.marks import published
 from harness.plan import Cell
 from harness.registry import UnknownNameError, nearest
@@ -31,12 +34,14 @@ class Results:
         planned: the cells of the study.
         store: where they are.
         thresholds: of the verdicts; others make other tables of the same rows: `replace(results, thresholds=...)`.
+        comparing: how methods are compared; likewise.
     """
 
     manifest: Mapping[str, Any]
     planned: tuple[Cell, ...]
     store: Store
     thresholds: Thresholds = DEFAULT
+    comparing: Comparing = DEFAULT_COMPARING
 
     @classmethod
     def load(cls, path: str | Path) -> "Results":
@@ -125,7 +130,13 @@ class Results:
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return tables.build(self.stacks(), self.thresholds, published().and_of(self.manifest.get("marks", [])))
+        marks = published().and_of(self.manifest.get("marks", []))
+        return tables.build(self.stacks(), self.thresholds, marks, self.comparing)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: verdicts at a glance, and the leaderboard."""
+        parts = [f"<h4>{name}</h4>{html(self.table(name))}" for name in ("glance", "leaderboard")]
+        return f"<p>{escape(str(self.manifest['study']['name']))}</p>{''.join(parts)}"
 
 
 def _constant(value: str | int, size: int) -> pa.Array:

@@ -25,7 +25,10 @@ FIELDS = ("measure", "channels", "sign", "normalization", "role", "mode", "stage
 
 UNFINISHED = ("failed", "missing")
 
-Block = tuple[Float[np.ndarray, " draws"], Values]
+ONE_NUMBER = (None, "full", "random")
+"""The modes of rows that are no part of a cascade or curve."""
+
+Block = tuple[Float[np.ndarray, " draws"], Values, pa.Array]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Series:
     Attributes:
         labels: what they have in common, by the names in `FIELDS`.
         about_model: they are about the model, not about samples: the same in every block.
-        blocks: of each block the draws, NaN for a number without draws, and the values [samples, draws].
+        blocks: of each block the draws, NaN for a number without draws, the values [samples, draws], and the samples.
         reasons: why values are undefined, and how often.
     """
 
@@ -45,13 +48,23 @@ class Series:
     reasons: Counter[str] = field(default_factory=Counter)
 
     @property
+    def draws(self) -> Float[np.ndarray, " draws"]:
+        """The draws of all blocks in order; NaN alone where numbers have none."""
+        return np.unique(np.concatenate([drawn for drawn, _, _ in self.blocks]))
+
+    @property
+    def samples(self) -> list[str]:
+        """The ids of the samples, in the order of `values`; none where numbers are about the model."""
+        return [] if self.about_model else [name for _, _, names in self.blocks for name in names.to_pylist()]
+
+    @property
     def values(self) -> Values:
         """All blocks in one matrix [samples, draws], draws in order, so that matrices of one study match."""
-        draws = np.unique(np.concatenate([drawn for drawn, _ in self.blocks]))
-        samples = 1 if self.about_model else sum(len(values) for _, values in self.blocks)
+        draws = self.draws
+        samples = 1 if self.about_model else sum(len(values) for _, values, _ in self.blocks)
         whole = np.full((samples, len(draws)), np.nan)
         start = 0
-        for drawn, values in self.blocks:
+        for drawn, values, _ in self.blocks:
             whole[start : start + len(values), np.searchsorted(draws, drawn)] = values
             start += 0 if self.about_model else len(values)
         return whole
@@ -91,6 +104,21 @@ class Stack:
     def scalars(self) -> list[Series]:
         """The series that are not points of a curve, in the order in which the metric yields them."""
         return self.series(pc.field("step").is_null())
+
+    @cached_property
+    def headline(self) -> Series | None:
+        """The numbers of the measure that stands for the metric, of signed maps where there are several; None without."""
+        scalars = where(self.scalars, role="test", measure=self.info["headline"]) if self.info else []
+        found = [each for each in scalars if each.labels["mode"] in ONE_NUMBER]
+        return next(reversed(where(found, sign="signed") or found), None)
+
+    @cached_property
+    def targets(self) -> dict[str, int]:
+        """The class that was explained of each sample."""
+        about = (pc.field("measure") == self.info["headline"]) & (pc.field("role") == "test") if self.info else None
+        parts = [self.store.rows(cell, ["sample", "target"], about) for cell in self.cells] if self.info else []
+        found = pa.concat_tables(part for part in parts if part is not None).to_pydict() if parts else {}
+        return {name: target for name, target in zip(*found.values(), strict=True) if name} if found else {}
 
     def series(self, where: pc.Expression) -> list[Series]:
         """The series of the rows for which this holds."""
@@ -139,6 +167,7 @@ def _split(rows: pa.Table) -> Iterator[tuple[dict[str, Any], bool, Block, list[s
     rows = rows.unify_dictionaries().combine_chunks()
     value, draw = (rows[name].to_numpy().astype(np.float64) for name in ("value", "draw"))
     sample, reason = _codes(rows["sample"]), _codes(rows["reason"])
+    ids = rows["sample"].chunk(0).dictionary
     reasons = np.array(rows["reason"].chunk(0).dictionary.to_pylist(), dtype=object)
     kind = (sample < 0).astype(np.int64)
     for name in FIELDS:
@@ -156,7 +185,8 @@ def _split(rows: pa.Table) -> Iterator[tuple[dict[str, Any], bool, Block, list[s
         values = np.full((len(names), len(draws)), np.nan)
         values[position, column] = value[group]
         undefined = reason[group]
-        yield fields, bool(names[0] == 0), (drawn[draws], values), reasons[undefined[undefined >= 0]].tolist()
+        block = drawn[draws], values, ids.take(pa.array(names[names > 0] - 1))
+        yield fields, bool(names[0] == 0), block, reasons[undefined[undefined >= 0]].tolist()
 
 
 def _ranks(codes: Int[np.ndarray, " rows"]) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " codes"]]:

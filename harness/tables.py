@@ -3,30 +3,24 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness.agreement import agreement, fills, setups
+from harness.comparisons import DEFAULT_COMPARING, Comparing, comparisons
+from harness.glance import EXAM, GROUP, INDEX, glance
+from harness.headlines import headline
 from harness.marks import DESCRIBES, Marks, published
-from harness.series import FIELDS, UNFINISHED, Series, Stack, commonest, where
+from harness.rankings import across_models, classes, families, rankings
+from harness.series import FIELDS, UNFINISHED, Stack, commonest
 from harness.statistics import DEFAULT, Thresholds, mean_interval, median_interval
-from harness.verdicts import NOTHING, Row, cascade, curve, in_error, sensitivity, verdicts
+from harness.text import interval_text
+from harness.verdicts import NOTHING, Row, cascade, curve, sensitivity, verdicts
 
-if TYPE_CHECKING:
-    from harness.results import Results
-
-GROUP = ["model", "model_seed", "method", "metric"]
 HEADLINE = [*GROUP, "status", "measure", "statistic", "value", "low", "high", "undefined", "reason", "exam"]
 COSTS = ("maps_forward", "maps_backward", "maps_seconds", "forward", "backward", "seconds")
-EXAM = "(exam)"
-"""What stands in the place of a method in the row of marks."""
-
-ONE_NUMBER = (None, "full", "random")
-"""The modes of rows that are no part of a cascade or curve."""
-
 
 def summary(stack: Stack) -> Iterator[Row]:
     """One row for each number that is not a point of a curve: mean with its interval, median, what is undefined."""
@@ -50,7 +44,7 @@ def headlines(stack: Stack) -> Iterator[Row]:
     row = {**stack.labels, "status": status}
     if status == "done":
         info = stack.states[0]
-        found = headline_of(stack)
+        found = stack.headline
         values, reasons = (found.values, found.reasons) if found else (NOTHING, Counter[str]())
         median = info["summary_statistic"] == "median"
         row |= {"measure": info["headline"], "statistic": info["summary_statistic"]}
@@ -64,13 +58,6 @@ def headlines(stack: Stack) -> Iterator[Row]:
     elif status == "failed":
         row["reason"] = status
     yield row
-
-
-def headline_of(stack: Stack) -> Series | None:
-    """The numbers of the measure that stands for the metric, of signed maps where there are several; None without."""
-    scalars = where(stack.scalars, role="test", measure=stack.states[0]["headline"])
-    found = [each for each in scalars if each.labels["mode"] in ONE_NUMBER]
-    return next(reversed(where(found, sign="signed") or found), None)
 
 
 def cost(stack: Stack) -> Iterator[Row]:
@@ -106,13 +93,12 @@ def leaderboard(long: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
         judged = judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")]
     words = {tuple(v[GROUP]): v["verdict"] for _, v in judged.iterrows()}
     text = [" ".join(filter(None, [_cell(row), words.get(tuple(row[GROUP]), "")])) for _, row in long.iterrows()]
-    index = ["model", "model_seed", "method"]
-    wide = long.assign(text=text).pivot_table(index=index, columns="metric", values="text", aggfunc="first", sort=False)
+    wide = long.assign(text=text).pivot_table(index=INDEX, columns="metric", values="text", aggfunc="first", sort=False)
     marks = long[long["exam"] != ""].groupby("metric")["exam"].first()
     exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
     columns = sorted(wide.columns, key=lambda metric: marks.get(metric) == DESCRIBES)
     whole = pd.concat([exam, wide.reset_index()], ignore_index=True)
-    return whole.reindex(columns=[*index, *columns]).rename_axis(columns=None)
+    return whole.reindex(columns=[*INDEX, *columns]).rename_axis(columns=None)
 
 
 def stages(long: pd.DataFrame) -> pd.DataFrame:
@@ -132,10 +118,15 @@ ROWS: dict[str, Callable[[Stack], Iterator[Row]]] = {
     "cost": cost,
     "outcomes": outcomes,
     "setups": setups,
+    "held": headline,
 }
 """What a stack adds to a table."""
 
+HELD = ("setups", "held")
+"""What tables are made of and is none itself."""
+
 TABLES = (
+    "glance",
     "leaderboard",
     "headlines",
     "verdicts",
@@ -143,6 +134,12 @@ TABLES = (
     "sensitivity",
     "cascade",
     "stages",
+    "comparisons",
+    "rankings",
+    "families",
+    "left_out",
+    "across_models",
+    "classes",
     "agreement",
     "fills",
     "summary",
@@ -151,7 +148,10 @@ TABLES = (
 
 
 def build(
-    stacks: Iterable[Stack], thresholds: Thresholds = DEFAULT, marks: Marks | None = None
+    stacks: Iterable[Stack],
+    thresholds: Thresholds = DEFAULT,
+    marks: Marks | None = None,
+    comparing: Comparing = DEFAULT_COMPARING,
 ) -> dict[str, pd.DataFrame]:
     """Every table in one pass: a stack is read, gives its rows to each table, and is forgotten."""
     rows: dict[str, list[Row]] = {name: [] for name in (*ROWS, "verdicts", "cascade")}
@@ -160,9 +160,14 @@ def build(
             rows[name] += rows_of_stack(stack)
         rows["verdicts"] += verdicts(stack, thresholds)
         rows["cascade"] += cascade(stack, thresholds)
-    frames = {name: pd.DataFrame(found) for name, found in rows.items() if name != "setups"}
+    frames = {name: pd.DataFrame(found) for name, found in rows.items() if name not in HELD}
     frames["agreement"], frames["fills"] = agreement(rows["setups"]), fills(rows["setups"])
     frames["headlines"] = _marked(frames["headlines"], marks or published()).reindex(columns=HEADLINE)
+    held = [row["headline"] for row in rows["held"]]
+    frames["comparisons"], frames["rankings"] = comparisons(held, comparing), rankings(held)
+    frames["families"], frames["left_out"] = families(held)
+    frames["across_models"], frames["classes"] = across_models(held), classes(held)
+    frames["glance"] = glance(frames["headlines"], frames["verdicts"], frames["rankings"], frames["cost"])
     frames["leaderboard"] = leaderboard(frames["headlines"], frames["verdicts"])
     frames["thresholds"] = curve(frames["verdicts"], thresholds)
     frames["sensitivity"] = sensitivity(frames["cascade"], thresholds)
@@ -183,25 +188,6 @@ def _marked(frame: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     return frame.assign(exam=told)
 
 
-def write_tables(results: "Results", folder: Path) -> list[Path]:
-    """Every table as CSV and as Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in TABLES:
-        frame = results.table(name)
-        frame.to_csv(folder / f"{name}.csv", index=False)
-        note = f"\n{in_error(frame)}\n" if name == "verdicts" and len(frame) else ""
-        (folder / f"{name}.md").write_text(markdown(frame) + note)
-        written += [folder / f"{name}.csv", folder / f"{name}.md"]
-    return written
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    """A data frame as a Markdown table."""
-    rows = [[cell_text(value) for value in row] for row in frame.itertuples(index=False)]
-    lines = [list(map(str, frame.columns)), ["---"] * len(frame.columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
 
 def _cell(row: "pd.Series[Any]") -> str:
     if row["status"] == "not_applicable":
@@ -212,16 +198,3 @@ def _cell(row: "pd.Series[Any]") -> str:
         return "invalid"
     return interval_text(row, ".2g")
 
-
-def interval_text(row: "pd.Series[Any]", form: str) -> str:
-    """A value with its interval, or `undefined`."""
-    if np.isnan(row["value"]):
-        return "undefined"
-    return f"{row['value']:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
-
-
-def cell_text(value: object) -> str:
-    """A value as it is printed: four significant digits, nothing for what is missing."""
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -80,7 +80,7 @@ def tell_diagnosis(diagnosis: "Diagnosis") -> None:
 
 def print_table(frame: "pd.DataFrame", title: str) -> None:
     """A data frame under a title; what is the same in every row stands in the title."""
-    from harness.tables import cell_text
+    from harness.text import cell_text
 
     same = {c: frame[c].iloc[0] for c in frame.columns if len(frame) > 1 and frame[c].astype(str).nunique() == 1}
     said = ", ".join(f"{name} {text}" for name, value in same.items() if (text := cell_text(value)))

@@ -9,7 +9,7 @@ import pandas as pd
 from harness.marks import DESCRIBES, FAILED, PASSED
 from harness.series import where
 from harness.statistics import share_interval
-from harness.tables import GROUP, headline_of
+from harness.tables import GROUP
 from harness.verdicts import in_error
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _by_hits(results: "Results", rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.set_index(GROUP)
     for stack in results.stacks() if len(rows) else ():
         key = tuple(stack.labels[name] for name in GROUP)
-        lift = headline_of(stack) if key in rows.index else None
+        lift = stack.headline if key in rows.index else None
         chance = where(stack.scalars, role="test", measure="chance") if lift else []
         if lift is None or not chance:
             continue

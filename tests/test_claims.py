@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from harness.claim_figures import draw_stages
-from harness.claim_tables import changes, counts, latex, page_of, wide
+from harness.claim_tables import changes, counts, page_of, wide
 from harness.claims import Claim, Finding, above, below, every, judge, more, near, several
 from harness.evidence import Protocol, Reading, evidence_of
+from harness.latex import latex
 from harness.statistics import mean_interval
 from harness.types import Score
 from made_rows import N, around, cascades, edges, labels, results_of

@@ -61,7 +61,7 @@ VIEW = f"""
 import json
 from harness.figures import write_figures
 from harness.results import Results
-from harness.tables import write_tables
+from harness.table_files import write_tables
 {PEAK}
 started = time.perf_counter()
 folder = Path(sys.argv[1])

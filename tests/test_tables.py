@@ -239,7 +239,7 @@ import sys
 from pathlib import Path
 from harness.figures import write_figures
 from harness.results import Results
-from harness.tables import write_tables
+from harness.table_files import write_tables
 from harness.words import conclusion
 
 folder = Path(sys.argv[1])

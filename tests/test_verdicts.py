@@ -14,7 +14,7 @@ from harness.plan import Cell
 from harness.rows import rows_of
 from harness.statistics import Thresholds
 from harness.store import Memory, Part
-from harness.tables import markdown
+from harness.text import markdown
 from harness.types import Score
 from harness.verdicts import curve, in_error, sensitivity
 from harness.words import conclusion, problems

@@ -1,0 +1,72 @@
+"""Verdicts at a glance: methods x metrics in words, with the reasons, the marks of the metrics and the cost."""
+
+from typing import Any
+
+import pandas as pd
+
+INDEX = ["model", "model_seed", "method"]
+GROUP = [*INDEX, "metric"]
+EXAM = "(exam)"
+"""What stands in the place of a method in the row of marks."""
+
+WORDS = {"not_applicable": "n/a", "failed": "failed", "missing": "missing"}
+COST = ("maps_forward", "maps_backward", "forward", "backward", "maps_seconds", "seconds")
+
+
+def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
+    """One row for each model and method, one column for each metric, then passes, seconds, and reasons.
+
+    A randomization test says PASS, FAIL, INCONCLUSIVE or INVALID, of signed maps by rank correlation. A metric with a
+    better direction says on which ranks the method may stand, among how many: `1-3 of 7`. `reasons` says why there is
+    no PASS or no rank. The first row is how each metric did in its exam.
+
+    Args:
+        headlines: the table of this name.
+        judged: the table of verdicts.
+        rankings: the table of this name.
+        cost: the table of this name.
+    """
+    if headlines.empty:
+        return headlines
+    signed = judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")] if len(judged) else judged
+    verdicts = {tuple(row[GROUP]): row for _, row in signed.iterrows() if row["verdict"]}
+    ranks = {tuple(row[GROUP]): row for _, row in rankings.iterrows()}
+    said = [_said(row, verdicts.get(tuple(row[GROUP])), ranks.get(tuple(row[GROUP]))) for _, row in headlines.iterrows()]
+    told = headlines.assign(word=[word for word, _ in said], why=[why for _, why in said])
+    wide = told.pivot_table(index=INDEX, columns="metric", values="word", aggfunc="first", sort=False)
+    metrics = list(wide.columns)
+    spent = _spent(cost).reindex(wide.index) if len(cost) else pd.DataFrame(index=wide.index)
+    reasons = told[told["why"] != ""].groupby(INDEX, sort=False).apply(_reasons, include_groups=False)
+    wide = wide.join(spent).join(reasons.rename("reasons") if len(reasons) else pd.Series("", wide.index, name="reasons"))
+    marks = headlines[headlines["exam"] != ""].groupby("metric")["exam"].first()
+    exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
+    whole = pd.concat([exam, wide.reset_index()], ignore_index=True)
+    columns = [*INDEX, *metrics, *spent.columns, "reasons"]
+    return whole.reindex(columns=columns).fillna({"reasons": ""}).rename_axis(columns=None)
+
+
+def _said(row: "pd.Series[Any]", verdict: "pd.Series[Any] | None", rank: "pd.Series[Any] | None") -> tuple[str, str]:
+    """The word, and why it is no better one."""
+    if row["status"] != "done":
+        return WORDS[row["status"]], str(row["reason"] or "")
+    if verdict is not None:
+        return verdict["verdict"], "" if verdict["verdict"] == "PASS" else str(verdict["reason"])
+    if str(row["reason"]).startswith("invalid"):
+        return "invalid", str(row["reason"])
+    if rank is not None:
+        low, high = int(rank["low"]), int(rank["high"])
+        return f"{low if low == high else f'{low}-{high}'} of {rank['methods']}", ""
+    return "", ""
+
+
+def _spent(cost: pd.DataFrame) -> pd.DataFrame:
+    """Sample-passes and seconds of each method: those of its maps once, those of the metrics together."""
+    grouped = cost.groupby(INDEX, sort=False)
+    maps = grouped[["maps_forward", "maps_backward", "maps_seconds"]].max()
+    rest = grouped[["forward", "backward", "seconds"]].sum()
+    passes = maps["maps_forward"] + maps["maps_backward"] + rest["forward"] + rest["backward"]
+    return pd.DataFrame({"passes": passes, "seconds": maps["maps_seconds"] + rest["seconds"]})
+
+
+def _reasons(rows: pd.DataFrame) -> str:
+    return "; ".join(f"{metric}: {why}" for metric, why in zip(rows["metric"], rows["why"], strict=True))
