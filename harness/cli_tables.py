@@ -1,16 +1,22 @@
 """The verbs that read what is there: tables of a run, and comparisons of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.terminal import console, errors, plain, print_table
+from harness.terminal import console, errors, plain, print_table, show_results
 from harness.types import InputError
 
 if TYPE_CHECKING:
-    from harness.regressions import Comparison, Tolerance
+    from harness.regressions import Comparison
+    from harness.results import Results
+
+Format = Literal["csv", "markdown", "latex", "html"]
+Test = Literal["wilcoxon", "sign_flip"]
 
 app = typer.Typer()
 
@@ -24,7 +30,9 @@ def table(
     ] = None,
     pass_below: Annotated[float, typer.Option(help="threshold of a PASS")] = 0.2,
     fail_above: Annotated[float, typer.Option(help="threshold of a FAIL")] = 0.5,
-    test: Annotated[Test, typer.Option(help="of paired comparisons: of a median of zero, or of a mean of zero")] = "wilcoxon",
+    test: Annotated[
+        Test, typer.Option(help="of paired comparisons: of a median of zero, or of a mean of zero")
+    ] = "wilcoxon",
     smallest_effect: Annotated[
         list[str] | None,
         typer.Option(help="METRIC=VALUE or MEASURE=VALUE: the smallest difference of interest; less is equivalent"),
@@ -90,8 +98,8 @@ def compare(
     tolerance: Annotated[
         list[str] | None,
         typer.Option(
-            help="MEASURE=VALUE allows a measure to change by so much; VALUE alone is a share of the standard deviation "
-            "of samples, for all others [default: 0.1]"
+            help="MEASURE=VALUE allows a measure to change by so much; VALUE alone is a share of the standard "
+            "deviation of samples, for all others [default: 0.1]"
         ),
     ] = None,
     level: Annotated[float, typer.Option(help="of p-values, which are adjusted for all rows together")] = 0.05,
@@ -108,15 +116,15 @@ def compare(
 
     Exit codes: 0 nothing is red; 1 something is; 2 they cannot be compared.
     """
+    from harness.control_chart import control_chart, draw_control_chart, runs_in
+    from harness.regression_report import as_junit, as_markdown
     from harness.regressions import Tolerance
     from harness.regressions import compare as compared
-    from harness.regression_report import as_junit, as_markdown
-    from harness.control_chart import control_chart, draw_control_chart, runs_in
 
     if not 0 < level < 1:
         raise InputError(f"--level: expected a number between 0 and 1, got {level}")
     measures, spread = _numbers(tolerance or [], "--tolerance")
-    allowed = Tolerance(*spread[-1:], measures=measures)
+    allowed = Tolerance(spread[-1] if spread else Tolerance().spread, measures)
     if new is None:
         runs = runs_in(base)
         nights = control_chart(runs, tolerance=allowed, level=level)

@@ -42,10 +42,11 @@ DEFAULT_COMPARING = Comparing()
 def comparisons(headlines: Sequence[Headline], how: Comparing = DEFAULT_COMPARING) -> pd.DataFrame:
     """One row for each model, metric and pair of methods, controls left out.
 
-    `difference` is first - second, the mean over samples and draws with its interval; `superiority` the share of
-    samples in which the first has the higher value; p-values are of this model on these draws, over samples, and
-    `p_holm` is adjusted for the whole table. `outcome` names the better method if the p-value says so and the interval,
-    which knows that draws vary, lies beyond the smallest effect of interest; `equivalent` if it lies within.
+    `difference` is first - second, the mean over samples and draws with its interval, or the median over samples where
+    that is what stands for the metric; `superiority` the share of
+    samples in which the first has the higher value; p-values are about this model, over samples
+    and draws, and `p_holm` is adjusted for the whole table. `outcome` names the better method if the p-value says so
+    and the interval lies beyond the smallest effect of interest; `equivalent` if it lies within.
 
     Args:
         headlines: of the run.
@@ -56,7 +57,7 @@ def comparisons(headlines: Sequence[Headline], how: Comparing = DEFAULT_COMPARIN
         for first, second in combinations(group, 2):
             if len(first.values) != len(second.values) or first.measure != second.measure:
                 continue
-            each = contrast(first.values, second.values, how.test)
+            each = contrast(first.values, second.values, how.test, first.statistic)
             found.append((first, second, each))
             rows.append(
                 {
@@ -76,9 +77,9 @@ def comparisons(headlines: Sequence[Headline], how: Comparing = DEFAULT_COMPARIN
 
 def _outcome(first: Headline, second: Headline, each: Contrast, p: float, how: Comparing) -> str:
     said = told(each, p, how.smallest(first), how.level)
-    if said["equivalent"]:
-        return "equivalent"
-    if not (said["above"] or said["below"]):
-        return "not told apart" if not np.isnan(p) else ""
-    ahead = first if said["above"] != (first.direction == "lower") else second
+    if said == "equivalent":
+        return said
+    if not said:
+        return "" if np.isnan(p) else "not told apart"
+    ahead = first if (said == "above") != (first.direction == "lower") else second
     return f"{ahead.labels['method']} {'better' if first.direction else 'higher'}"

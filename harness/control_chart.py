@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.regressions import DEFAULT_TOLERANCE, RED, Tolerance, compare
 from harness.figures import COLOURS, LINES
+from harness.regressions import DEFAULT_TOLERANCE, RED, Tolerance, compare
 from harness.results import Results
 from harness.types import InputError
 
@@ -26,11 +26,15 @@ def runs_in(folder: Path) -> list[Results]:
     """
     found = [Results.load(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
     if len(found) < 2:
-        raise InputError(f"expected a folder of two runs or more, each in a folder of its own: {folder} has {len(found)}")
+        raise InputError(
+            f"expected a folder of two runs or more, each in a folder of its own: {folder} has {len(found)}"
+        )
     return sorted(found, key=lambda run: run.manifest.get("begun", ""))
 
 
-def control_chart(runs: Sequence[Results], *, tolerance: Tolerance = DEFAULT_TOLERANCE, level: float = 0.05) -> pd.DataFrame:
+def control_chart(
+    runs: Sequence[Results], *, tolerance: Tolerance = DEFAULT_TOLERANCE, level: float = 0.05
+) -> pd.DataFrame:
     """The rows of comparing each run with the first, with the name of the run and its position.
 
     Every night is compared with the same base and allowed the same tolerance, so that a slow drift adds up and is
@@ -77,7 +81,9 @@ def _panel(axis: "Axes", rows: pd.DataFrame, methods: Sequence[str]) -> None:
         some = rows[rows["method"] == method].sort_values("position")
         colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
         errors = [(some["difference"] - some["low"]).fillna(0), (some["high"] - some["difference"]).fillna(0)]
-        axis.errorbar(some["position"], some["difference"], errors, color=colour, ls=style, lw=1.2, capsize=2, label=method)
+        axis.errorbar(
+            some["position"], some["difference"], errors, color=colour, ls=style, lw=1.2, capsize=2, label=method
+        )
         red = some[some["outcome"].isin(RED)]
         axis.plot(red["position"], red["difference"], "x", color="#D00000", ms=8, mew=2)
     axis.tick_params(labelsize=7)

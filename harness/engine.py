@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from harness.case import Passes
+from harness.digests import digest
 from harness.interrupts import OutOfTimeError, finishing, within
 from harness.plan import Group, Task, numerics
 from harness.remarks import in_words

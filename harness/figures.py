@@ -9,10 +9,10 @@ import pandas as pd
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
+from harness.glance import GROUP
 from harness.pictures import Cascade, read_cascade
 from harness.rank_figures import draw_models, draw_ranks
 from harness.statistics import Thresholds, mean_interval
-from harness.tables import GROUP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,9 @@ def write_figures(results: "Results", folder: Path) -> list[Path]:
         some = ranked[(ranked["model"] == model) & (ranked["model_seed"] == seed)]
         if len(some):
             pairs = compared[(compared["model"] == model) & (compared["model_seed"] == seed)]
-            written.append(_save(draw_ranks(some, pairs, f"{name}: mean ranks over samples"), folder / f"ranks-{name}.png"))
+            written.append(
+                _save(draw_ranks(some, pairs, f"{name}: mean ranks over samples"), folder / f"ranks-{name}.png")
+            )
         rows = judged[(judged["model"] == model) & (judged["model_seed"] == seed)] if len(judged) else judged
         for test in ("parameter_randomization", "random_logit"):
             shown = rows[(rows["test"] == test) & (rows["measure"] == "spearman")] if len(rows) else rows

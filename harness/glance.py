@@ -31,13 +31,16 @@ def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame
     signed = judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")] if len(judged) else judged
     verdicts = {tuple(row[GROUP]): row for _, row in signed.iterrows() if row["verdict"]}
     ranks = {tuple(row[GROUP]): row for _, row in rankings.iterrows()}
-    said = [_said(row, verdicts.get(tuple(row[GROUP])), ranks.get(tuple(row[GROUP]))) for _, row in headlines.iterrows()]
+    said = [
+        _said(row, verdicts.get(tuple(row[GROUP])), ranks.get(tuple(row[GROUP]))) for _, row in headlines.iterrows()
+    ]
     told = headlines.assign(word=[word for word, _ in said], why=[why for _, why in said])
     wide = told.pivot_table(index=INDEX, columns="metric", values="word", aggfunc="first", sort=False)
     metrics = list(wide.columns)
     spent = _spent(cost).reindex(wide.index) if len(cost) else pd.DataFrame(index=wide.index)
-    reasons = told[told["why"] != ""].groupby(INDEX, sort=False).apply(_reasons, include_groups=False)
-    wide = wide.join(spent).join(reasons.rename("reasons") if len(reasons) else pd.Series("", wide.index, name="reasons"))
+    some = told[told["why"] != ""]
+    reasons = (some["metric"] + ": " + some["why"]).groupby([some[name] for name in INDEX], sort=False).agg("; ".join)
+    wide = wide.join(spent).assign(reasons=reasons.reindex(wide.index))
     marks = headlines[headlines["exam"] != ""].groupby("metric")["exam"].first()
     exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
     whole = pd.concat([exam, wide.reset_index()], ignore_index=True)
@@ -66,7 +69,3 @@ def _spent(cost: pd.DataFrame) -> pd.DataFrame:
     rest = grouped[["forward", "backward", "seconds"]].sum()
     passes = maps["maps_forward"] + maps["maps_backward"] + rest["forward"] + rest["backward"]
     return pd.DataFrame({"passes": passes, "seconds": maps["maps_seconds"] + rest["seconds"]})
-
-
-def _reasons(rows: pd.DataFrame) -> str:
-    return "; ".join(f"{metric}: {why}" for metric, why in zip(rows["metric"], rows["why"], strict=True))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from harness.catalogue import METRICS
 from harness.series import Stack
-from harness.statistics import Values, over_draws
+from harness.statistics import Statistic, Values, over_draws
 
 Direction = Literal["higher", "lower", ""]
 Subject = tuple[str, int]
@@ -25,6 +25,7 @@ class Headline:
         metric_family: such as `faithfulness`.
         direction: which values are better; empty where none are.
         measure: its name.
+        statistic: what stands for its values.
         values: [samples, draws].
         targets: the class that was explained of each sample; -1 where that is not recorded.
     """
@@ -34,6 +35,7 @@ class Headline:
     metric_family: str
     direction: Direction
     measure: str
+    statistic: Statistic
     values: Values
     targets: np.ndarray
 
@@ -65,6 +67,7 @@ def headline(stack: Stack) -> Iterator[dict[str, Any]]:
             family,
             info["direction"] or "",
             info["headline"],
+            info["summary_statistic"],
             found.values,
             np.array([targets.get(name, -1) for name in found.samples]),
         )

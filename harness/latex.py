@@ -1,13 +1,23 @@
 """Data frames as LaTeX tables, with the rules of the package booktabs."""
 
 import re
+from typing import Any
 
 import pandas as pd
 
 from harness.text import cell_text
 
 NAMED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-SYMBOLS = {"→": r"$\rightarrow$", "±": r"$\pm$", "≥": r"$\ge$", "≤": r"$\le$", "×": r"$\times$", "·": r"$\cdot$", "<": "$<$", ">": "$>$"}
+SYMBOLS = {
+    "→": r"$\rightarrow$",
+    "±": r"$\pm$",
+    "≥": r"$\ge$",
+    "≤": r"$\le$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "·": r"$\cdot$",
+    "<": "$<$",
+    ">": "$>$",
+}
 WRAPPED, LONG = r"p{5cm}", 40
 """The column of texts that are longer than so many characters."""
 
@@ -32,7 +42,7 @@ def escaped(text: str) -> str:
     return text.replace("\n", " ")
 
 
-def _kind(column: "pd.Series[object]", texts: list[str]) -> str:
+def _kind(column: "pd.Series[Any]", texts: list[str]) -> str:
     if pd.api.types.is_numeric_dtype(column):
         return "r"
     return WRAPPED if max(map(len, texts), default=0) > LONG else "l"

@@ -1,6 +1,6 @@
 """Critical-difference diagrams: where methods rank, and which are not told apart."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ def draw_ranks(rankings: pd.DataFrame, compared: pd.DataFrame, title: str) -> Fi
 
 
 def draw_models(across: pd.DataFrame) -> Figure:
-    """A panel for each metric: the mean rank over models, with Nemenyi's critical difference, which bars are made by."""
+    """A panel for each metric: the mean rank over models; bars join what is within Nemenyi's critical difference."""
     panels = []
     for metric, rows in across[across["mean_rank"].notna()].groupby("metric", sort=False):
         ranks, critical = rows["mean_rank"].to_numpy(), float(rows["critical_difference"].iloc[0])
@@ -82,7 +82,7 @@ def _panel(axis: "Axes", title: str, methods: list[str], ranks: np.ndarray, apar
         level = depth + (position if on_left else count - 1 - position) + 0.5
         end = 0.8 if on_left else count + 0.2
         axis.plot([ranks[item], ranks[item], end], [0, -level, -level], color=INK, lw=0.8)
-        side = {"ha": "right" if on_left else "left", "va": "center", "fontsize": 7}
+        side: dict[str, Any] = {"ha": "right" if on_left else "left", "va": "center", "fontsize": 7}
         axis.text(end + (-0.05 if on_left else 0.05), -level, f"{methods[item]}  {ranks[item]:.2f}", **side)
     for row, clique in enumerate(joined):
         ends = ranks[clique[0]] - 0.04, ranks[clique[-1]] + 0.04

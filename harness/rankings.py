@@ -11,7 +11,16 @@ from jaxtyping import Float
 from scipy import stats
 
 from harness.headlines import Headline, Subject, by_metric, matrix
-from harness.statistics import Interval, kendall, kendall_w, mean_interval, nemenyi, places_of, ranks_of, resampled_means
+from harness.statistics import (
+    Interval,
+    kendall,
+    kendall_w,
+    mean_interval,
+    nemenyi,
+    places_of,
+    ranks_of,
+    resampled_means,
+)
 
 MODEL = ["model", "model_seed"]
 RANKINGS = [*MODEL, "metric", "method", "rank", "low", "high", "best", "mean_rank", "kendall_w", "methods", "samples"]
@@ -88,9 +97,10 @@ def _cube(metrics: Sequence[Sequence[Headline]]) -> tuple[list[str], Float[np.nd
     if not methods or len(sizes) != 1:
         return [], np.zeros((0, 0, 0))
     scores = np.array(listed)
-    there = ~np.isnan(scores).all((0, 2))
+    there = np.flatnonzero(~np.isnan(scores).all((0, 2)))
     scores = scores[:, there]
-    return [name for name, known in zip(methods, there, strict=True) if known], scores[..., ~np.isnan(scores).any((0, 1))]
+    known = ~np.isnan(scores).any((0, 1))
+    return [methods[index] for index in there], scores[..., known]
 
 
 def across_models(headlines: Sequence[Headline]) -> pd.DataFrame:
@@ -115,7 +125,9 @@ def across_models(headlines: Sequence[Headline]) -> pd.DataFrame:
         extra = _over_models(means * (-1 if direction == "lower" else 1)) if direction else [{} for _ in whole]
         for method, each, more in zip(whole, means, extra, strict=True):
             interval = _renamed(mean_interval(each[:, None]))
-            rows.append({"metric": metric, "measure": measure, "method": method, **interval, "models": len(models), **more})
+            rows.append(
+                {"metric": metric, "measure": measure, "method": method, **interval, "models": len(models), **more}
+            )
     return pd.DataFrame(rows, columns=MODELS)
 
 
@@ -129,7 +141,9 @@ def _over_models(scores: Float[np.ndarray, "methods models"]) -> list[dict[str, 
     wins = (first / first.sum(1, keepdims=True)).sum(0)
     p = float(stats.friedmanchisquare(*known).pvalue) if methods > FEWEST else np.nan
     same = {"kendall_w": kendall_w(ranks), "friedman_p": p, "critical_difference": nemenyi(methods, models)}
-    return [{"mean_rank": float(rank), "wins": float(won), **same} for rank, won in zip(ranks.mean(0), wins, strict=True)]
+    return [
+        {"mean_rank": float(rank), "wins": float(won), **same} for rank, won in zip(ranks.mean(0), wins, strict=True)
+    ]
 
 
 def classes(headlines: Sequence[Headline]) -> pd.DataFrame:
@@ -139,7 +153,9 @@ def classes(headlines: Sequence[Headline]) -> pd.DataFrame:
         for target in np.unique(each.targets) if len(np.unique(each.targets)) > 1 else ():
             some = each.values[each.targets == target]
             interval = asdict(mean_interval(some))
-            rows.append({**each.labels, "target": int(target), "measure": each.measure, **interval, "samples": len(some)})
+            rows.append(
+                {**each.labels, "target": int(target), "measure": each.measure, **interval, "samples": len(some)}
+            )
     return pd.DataFrame(rows, columns=CLASSES)
 
 

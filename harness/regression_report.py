@@ -8,7 +8,21 @@ import pandas as pd
 from harness.regressions import RED, Comparison
 from harness.text import cell_text, markdown
 
-SHOWN = ["model", "method", "metric", "outcome", "measure", "base", "new", "difference", "low", "high", "tolerance", "p_holm", "why"]
+SHOWN = [
+    "model",
+    "method",
+    "metric",
+    "outcome",
+    "measure",
+    "base",
+    "new",
+    "difference",
+    "low",
+    "high",
+    "tolerance",
+    "p_holm",
+    "why",
+]
 QUIET = ("undecided", "not applicable", "failed before")
 
 

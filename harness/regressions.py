@@ -9,13 +9,24 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from harness.catalogue import METRICS
 from harness.causes import causes
+from harness.glance import GROUP
 from harness.results import Results
 from harness.series import Series, Stack, commonest
-from harness.statistics import Estimate, Values, difference_of, holm, mean_of, over_draws
-from harness.tables import GROUP
+from harness.statistics import (
+    Estimate,
+    Statistic,
+    Values,
+    difference_of,
+    holm,
+    mean_of,
+    median_interval,
+    over_draws,
+    sign_test,
+)
 from harness.types import InputError
 
 Outcome = Literal[
@@ -39,21 +50,26 @@ class Tolerance:
     """By how much a measure may change before it counts.
 
     Attributes:
-        spread: as a share of the standard deviation of the base's samples, where nothing is said of the measure; a
-            thousandth of the mean is always allowed.
+        spread: as a share of the standard deviation of the base's samples, where nothing is said of the measure; for a
+            metric whose headline is a median, of its robust estimate. A thousandth of the headline is always allowed.
         measures: measure -> by how much, in its own units.
     """
 
     spread: float = 0.1
     measures: Mapping[str, float] = field(default_factory=dict)
 
-    def of(self, measure: str, base: Values) -> float:
+    def of(self, measure: str, base: Values, statistic: Statistic) -> float:
         """In the units of the measure."""
         if measure in self.measures:
             return self.measures[measure]
-        each = over_draws(base)
-        deviation = float(np.nanstd(each, ddof=1)) if (~np.isnan(each)).sum() > 1 else 0.0
-        return max(self.spread * deviation, ROUNDING * abs(mean_of(each)))
+        each = over_draws(base)[:, 0]
+        each = each[~np.isnan(each)]
+        if len(each) < 2:
+            return ROUNDING * float(np.abs(each).sum())
+        if statistic == "median":
+            middle = float(np.median(each))
+            return max(self.spread * float(stats.median_abs_deviation(each, scale="normal")), ROUNDING * abs(middle))
+        return max(self.spread * float(each.std(ddof=1)), ROUNDING * abs(float(each.mean())))
 
 
 DEFAULT_TOLERANCE = Tolerance()
@@ -97,9 +113,10 @@ def compare(
     r"""Compare two runs by the headline of each model, method and metric.
 
     A headline is worse or better if its mean paired difference $\Delta$ is beyond the tolerance $\tau$ in the one
-    direction or the other: $t = (|\Delta| - \tau) / \mathrm{se}$, two-sided p-values, by Holm over all rows that can be
-    compared. `changed`: so for a metric without a better direction. Samples are paired by id; draws by number if both
-    studies have the same seed. Else draws of either run vary on their own, and one each leaves a row `undecided`.
+    direction or the other: two-sided p-values are where an interval ends at $\tau$, by Holm over all rows that can be
+    compared; of medians, those of the sign test. `changed`: so for a metric without a better direction. Samples are
+    paired by id; draws by number if both studies have the same seed. Else draws of either run vary on their own, and
+    one each leaves a row `undecided`.
 
     Args:
         base: what is known to be right, or its folder.
@@ -124,15 +141,17 @@ def compare(
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame["p_holm"] = holm(frame["p"].to_numpy(dtype=float))
-    compared = frame["p"].notna()
-    frame.loc[compared, "outcome"] = [_judged(row, level) for _, row in frame[compared].iterrows()]
+    frame["outcome"] = [_judged(row, level) for _, row in frame.iterrows()]
     return Comparison(one.manifest["run"], other.manifest["run"], frame, len(other.stale))
 
 
 def _row(base: Stack | None, new: Stack | None, seeds: tuple[int, int], tolerance: Tolerance) -> dict[str, Any]:
     """Everything but the adjusted p-value, and the outcome that depends on it."""
     if base is None or new is None:
-        return {"outcome": "new" if base is None else "missing", "why": f"not in the {'base' if base is None else 'new run'}"}
+        return {
+            "outcome": "new" if base is None else "missing",
+            "why": f"not in the {'base' if base is None else 'new run'}",
+        }
     row: dict[str, Any] = {"changed": "; ".join(_causes(base, new, seeds))}
     if base.status != "done" or new.status != "done":
         return row | _unfinished(base.status, new)
@@ -144,24 +163,29 @@ def _row(base: Stack | None, new: Stack | None, seeds: tuple[int, int], toleranc
     if pair is None:
         return row | {"outcome": "undecided", "why": "no sample is in both runs"}
     first, second = pair
-    both = ~np.isnan(over_draws(first) - over_draws(second))
-    row |= {"base": mean_of(first), "new": mean_of(second), "samples": int(both.sum())}
+    statistic: Statistic = new.info["summary_statistic"]
+    allowed = tolerance.of(row["measure"], first, statistic)
+    apart = (over_draws(second) - over_draws(first))[:, 0]
+    known = apart[~np.isnan(apart)]
+    middle = mean_of if statistic == "mean" else median_of
+    row |= {"base": middle(first), "new": middle(second), "samples": len(known), "tolerance": allowed, "why": ""}
     if np.array_equal(first, second, equal_nan=True):
-        return row | {"difference": 0.0, "low": 0.0, "high": 0.0, "tolerance": tolerance.of(row["measure"], first), "p": 1.0}
-    matched = seeds[0] == seeds[1] and np.array_equal(before.draws, after.draws, equal_nan=True)
-    found = difference_of(second, first, matched=matched)
+        return row | {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
     why = _unmatched(new, before, after) if seeds[0] != seeds[1] else ""
-    if why or found.parts is None:
-        return row | {"outcome": "undecided", "difference": found.mean, "why": why or "fewer than two samples have values"}
-    interval, allowed = found.interval(), tolerance.of(row["measure"], first)
-    return row | {
-        "difference": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "tolerance": allowed,
-        "p": _p(found, allowed),
-        "why": "",
-    }
+    if why or len(known) < 2:
+        return row | {"outcome": "undecided", "why": why or "fewer than two samples have values"}
+    if statistic == "median":
+        interval, p = median_interval(known), sign_test(known, allowed)
+    else:
+        matched = seeds[0] == seeds[1] and np.array_equal(before.draws, after.draws, equal_nan=True)
+        found = difference_of(second, first, matched=matched)
+        interval, p = found.interval(), _p(found, allowed)
+    return row | {"difference": interval.value, "low": interval.low, "high": interval.high, "p": p}
+
+
+def median_of(values: Values) -> float:
+    """The median over samples of their means over draws."""
+    return float(np.nanmedian(over_draws(values)))
 
 
 def _causes(base: Stack, new: Stack, seeds: tuple[int, int]) -> list[str]:
@@ -218,7 +242,11 @@ def _p(found: Estimate, allowed: float) -> float:
 
 
 def _judged(row: "pd.Series[Any]", level: float) -> Outcome:
-    if not row["p_holm"] < level:
+    """What is known without a p-value; else what the adjusted one says."""
+    if np.isnan(row["p"]):
+        outcome: Outcome = row["outcome"]
+        return outcome
+    if row["p_holm"] >= level:
         return "same"
     if not row["direction"]:
         return "changed"

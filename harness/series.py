@@ -107,7 +107,7 @@ class Stack:
 
     @cached_property
     def headline(self) -> Series | None:
-        """The numbers of the measure that stands for the metric, of signed maps where there are several; None without."""
+        """The numbers of the measure that stands for the metric, of signed maps if there are several; None without."""
         scalars = where(self.scalars, role="test", measure=self.info["headline"]) if self.info else []
         found = [each for each in scalars if each.labels["mode"] in ONE_NUMBER]
         return next(reversed(where(found, sign="signed") or found), None)

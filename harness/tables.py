@@ -22,6 +22,7 @@ from harness.verdicts import NOTHING, Row, cascade, curve, sensitivity, verdicts
 HEADLINE = [*GROUP, "status", "measure", "statistic", "value", "low", "high", "undefined", "reason", "exam"]
 COSTS = ("maps_forward", "maps_backward", "maps_seconds", "forward", "backward", "seconds")
 
+
 def summary(stack: Stack) -> Iterator[Row]:
     """One row for each number that is not a point of a curve: mean with its interval, median, what is undefined."""
     for series in stack.scalars:
@@ -188,7 +189,6 @@ def _marked(frame: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     return frame.assign(exam=told)
 
 
-
 def _cell(row: "pd.Series[Any]") -> str:
     if row["status"] == "not_applicable":
         return "n/a"
@@ -197,4 +197,3 @@ def _cell(row: "pd.Series[Any]") -> str:
     if str(row["reason"]).startswith("invalid") and np.isnan(row["value"]):
         return "invalid"
     return interval_text(row, ".2g")
-

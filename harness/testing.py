@@ -69,7 +69,7 @@ def assert_sane(
     if len(judged) and views.empty:
         there = sorted({f"{m} of {s} maps" for m, s in judged[["measure", "sign"]].itertuples(index=False)})
         raise InputError(f"no verdict by {measure} of {sign} maps; there are: {', '.join(there)}")
-    told = views.set_index("metric")
+    told = views.set_index("metric") if len(views) else views
     for _, headline in results.table("headlines").iterrows():
         name = headline["metric"]
         if name not in told.index:

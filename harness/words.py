@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness.glance import GROUP
 from harness.marks import DESCRIBES, FAILED, PASSED
 from harness.series import where
 from harness.statistics import share_interval
-from harness.tables import GROUP
 from harness.verdicts import in_error
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ def made(values, *, direction="higher", family="faithfulness", controls=()):
             family,
             direction,
             "score",
+            "mean",
             numbers if numbers.ndim == 2 else numbers[:, None],
             np.arange(len(numbers)) % 3,
         )
@@ -168,7 +169,9 @@ def rows(metric, shift, index):
         where = {"mode": "full", "stage": "all", "stage_index": 1, "draw": draw}
         values = torch.as_tensor(0.45 * index + 0.02 * noise(draw, N))
         scores.append(Score("spearman", values, **where, **view))
-        scores.append(Score("spearman", torch.as_tensor(0.02 * noise(draw + 20, N)), role="floor_shift", **where, **view))
+        scores.append(
+            Score("spearman", torch.as_tensor(0.02 * noise(draw + 20, N)), role="floor_shift", **where, **view)
+        )
         scores.append(Score("output_pearson", torch.as_tensor(0.1 + 0.02 * noise(draw + 40, N)), **where))
         if draw:
             floor = torch.as_tensor(0.02 * noise(draw + 60, N))
@@ -222,7 +225,9 @@ def test_every_new_table_comes_from_the_rows_and_figures_are_drawn(tmp_path):
     # Two metrics of one family are on the two methods that both of them have.
     assert set(run.table("families")["method"]) == {"gradient", "lrp"}
     assert set(run.table("classes")["target"]) == {0, 1, 2}
-    draw_ranks(run.table("rankings").query("model == 'net'"), run.table("comparisons"), "net").savefig(tmp_path / "a.png")
+    draw_ranks(run.table("rankings").query("model == 'net'"), run.table("comparisons"), "net").savefig(
+        tmp_path / "a.png"
+    )
     draw_models(run.table("across_models")).savefig(tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
 

@@ -4,9 +4,17 @@ from math import comb
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
-from harness.statistics import Interval, mean_interval, median_interval, share_interval
+from harness.statistics import (
+    Estimate,
+    Interval,
+    difference_of,
+    estimate_of,
+    mean_interval,
+    median_interval,
+    share_interval,
+)
 
 NAN = np.nan
 
@@ -35,37 +43,88 @@ def test_with_one_draw_the_interval_of_the_mean_is_students(samples, confidence)
 
 
 @pytest.mark.parametrize("draws", [2, 3, 9, 40])
-def test_with_several_draws_it_is_welch_and_satterthwaites_over_samples_and_draws(draws):
+def test_with_several_draws_half_widths_add_by_their_squares_and_what_neither_explains_counts_once(draws):
     values = crossed(np.random.default_rng(0), 30, draws, (0.5, 0.2, 0.3))
-    of_samples = sum((row.mean() - values.mean()) ** 2 for row in values) / 29 / 30
-    of_draws = sum((column.mean() - values.mean()) ** 2 for column in values.T) / (draws - 1) / draws
-    freedom = (of_samples + of_draws) ** 2 / (of_samples**2 / 29 + of_draws**2 / (draws - 1))
-    low, high = stats.t(freedom, values.mean(), np.sqrt(of_samples + of_draws)).interval(0.95)
-    assert limits(mean_interval(values)) == pytest.approx((values.mean(), low, high), rel=1e-12)
+    mean, rows, columns = values.mean(), values.mean(1), values.mean(0)
+    left = sum((values[i, j] - rows[i] - columns[j] + mean) ** 2 for i in range(30) for j in range(draws))
+    of_samples = sum((row - mean) ** 2 for row in rows) / 29 / 30 - left / 29 / (draws - 1) / 30 / draws
+    of_draws = sum((column - mean) ** 2 for column in columns) / (draws - 1) / draws
+    half = np.sqrt(stats.t.ppf(0.975, 29) ** 2 * of_samples + stats.t.ppf(0.975, draws - 1) ** 2 * of_draws)
+    assert limits(mean_interval(values)) == pytest.approx((mean, mean - half, mean + half), rel=1e-12)
 
 
-COVERAGE = [
-    (samples, draws, shares)
-    for samples, draws, every in [
-        (50, 1, [(1, 0, 0), (0.5, 0, 0.5), (0, 0, 1)]),
-        (200, 1, [(1, 0, 0), (0.5, 0, 0.5), (0, 0, 1)]),
-        (100, 3, [(1, 0, 0), (0.8, 0.1, 0.1), (0.3, 0.4, 0.3), (0, 1, 0), (0, 0, 1)]),
-        (200, 3, [(1, 0, 0), (0.8, 0.1, 0.1), (0.3, 0.4, 0.3), (0, 1, 0), (0, 0, 1)]),
-        (100, 10, [(1, 0, 0), (0.5, 0.4, 0.1), (0.3, 0.4, 0.3), (0, 1, 0), (0, 0, 1)]),
-        (200, 10, [(1, 0, 0), (0.5, 0.4, 0.1), (0.3, 0.4, 0.3), (0, 1, 0), (0, 0, 1)]),
-    ]
-    for shares in every
+SHARES = [
+    *((1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0, 0.5), (0.5, 0.4, 0.1), (0.3, 0.4, 0.3), (0.8, 0.1, 0.1)),
+    # Where samples and draws matter as much as each other, which is where intervals are worst.
+    *((0.9, 0.03, 0.07), (0.9, 0.01, 0.09), (0.6, 0.002, 0.398), (0.1, 0.01, 0.89)),
 ]
 
 
-@pytest.mark.parametrize(("samples", "draws", "shares"), COVERAGE)
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("draws", [1, 2, 3, 5, 10, 30])
+@pytest.mark.parametrize("samples", [20, 100, 500])
 def test_the_interval_of_the_mean_covers_the_mean_of_the_population(samples, draws, shares):
-    runs = 1000
+    """Of 20,000 runs; their means of samples and of draws have the laws that those of normal values have."""
+    if draws == 1:
+        shares = (shares[0], 0, 1 - shares[0])
+    generator, runs = np.random.default_rng(2), 20_000
+    row, column, rest = shares
+    of_rest = (
+        rest * generator.chisquare(max((samples - 1) * (draws - 1), 1), runs) / max((samples - 1) * (draws - 1), 1)
+    )
+    of_rows = (row + rest / draws) * generator.chisquare(samples - 1, runs) / (samples - 1)
+    of_columns = (column + rest / samples) * generator.chisquare(max(draws - 1, 1), runs) / max(draws - 1, 1)
+    means = np.sqrt(row / samples + column / draws + rest / samples / draws) * generator.standard_normal(runs)
+    of_rows = of_rows / samples
+    if draws > 1:
+        of_rows = np.maximum(of_rows - of_rest / samples / draws, 0)
+    several = draws > 1
+    square = special.stdtrit(samples - 1, 0.975) ** 2 * of_rows
+    square += special.stdtrit(draws - 1, 0.975) ** 2 * of_columns / draws if several else 0
+    covered = np.mean(np.abs(means) <= np.sqrt(square))
+    parts = ((of_rows[0], samples - 1), (of_columns[0] / draws, draws - 1))[: 2 if several else 1]
+    assert Estimate(0.0, parts).interval().high == pytest.approx(np.sqrt(square[0]))
+    assert 0.93 <= covered <= 0.99
+
+
+@pytest.mark.parametrize("draws", [3, 10])
+def test_so_it_does_on_values_that_are_drawn_one_by_one(draws):
     generator = np.random.default_rng(2)
-    hits = sum(holds(mean_interval(crossed(generator, samples, draws, shares)), 0) for _ in range(runs))
-    # Three standard errors of a simulated share beyond 0.92 and 0.995.
-    error = 3 * np.sqrt(0.05 * 0.95 / runs)
-    assert 0.92 - error < hits / runs < 0.995 + error
+    for shares in ((0.3, 0.4, 0.3), (0.9, 0.03, 0.07), (0, 0, 1)):
+        hits = np.mean([holds(mean_interval(crossed(generator, 60, draws, shares)), 0) for _ in range(1000)])
+        # Three standard errors beyond the limits.
+        assert 0.93 - 0.021 <= hits <= 0.99 + 0.01
+
+
+def test_a_chance_is_where_a_one_sided_interval_ends():
+    values = crossed(np.random.default_rng(0), 40, 5, (0.5, 0.2, 0.3))
+    found = estimate_of(values)
+    for confidence in (0.5, 0.9, 0.99):
+        assert found.chance(found.interval(confidence).high) == pytest.approx((1 - confidence) / 2, rel=1e-9)
+    student = estimate_of(values[:, :1])
+    assert 2 * student.chance(0.1) == pytest.approx(stats.ttest_1samp(values[:, 0], 0.1).pvalue, rel=1e-9)
+    assert student.chance(1e9) < 1e-30
+    assert np.isnan(estimate_of(values[:1]).chance(0.0))
+    assert (Estimate(1.0, ((0.0, 3),)).chance(0.5), Estimate(1.0, ((0.0, 3),)).chance(1.0)) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("draws", [(1, 1), (4, 4), (3, 10)])
+def test_draws_of_two_runs_count_each_for_itself(draws):
+    generator = np.random.default_rng(3)
+    runs, hits = 600, 0
+    for _ in range(runs):
+        images = generator.standard_normal((50, 1))
+        shared = [0.5 * (count > 1) * generator.standard_normal((1, count)) for count in draws]
+        one, other = (images + each + 0.5 * generator.standard_normal((50, each.size)) for each in shared)
+        hits += holds(difference_of(one, other, matched=False).interval(), 0)
+    assert 0.93 - 3 * np.sqrt(0.07 / runs) <= hits / runs <= 1
+
+
+def test_matched_draws_are_paired():
+    values = crossed(np.random.default_rng(0), 40, 5, (0.5, 0.2, 0.3))
+    assert limits(difference_of(values + 1, values, matched=True).interval()) == pytest.approx((1, 1, 1))
+    apart = difference_of(values + 1, values, matched=False).interval()
+    assert apart.high - apart.low > 0.5
 
 
 def test_with_one_draw_the_interval_says_nothing_about_other_draws():

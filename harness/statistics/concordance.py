@@ -4,7 +4,6 @@ import numpy as np
 from jaxtyping import Float
 
 
-
 def kendall(
     first: Float[np.ndarray, "pairs methods"], second: Float[np.ndarray, "pairs methods"]
 ) -> Float[np.ndarray, " pairs"]:

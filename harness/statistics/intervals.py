@@ -28,10 +28,10 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
     r"""The mean over samples and draws, for a population of both: samples and draws are crossed and both vary.
 
     With $s_r, s_c$ the standard deviations of the means of samples and of draws, and $s_e$ that of what neither
-    explains, $h^2 = t_{n-1}^2 \max(s_r^2 / n - s_e^2 / nD, 0) + t_{D-1}^2 s_c^2 / D$ is the square of half its width: the
-    squares of the half widths that either would have alone (`zou2008construction`), in which what is left counts once. With
-    one draw it is Student's interval over samples. Simulated coverage is 0.945 to 0.99 for 2 to 30 draws and 20 to 500
-    samples, whatever varies; with fewer than ten draws intervals are wide where draws vary, as they must be.
+    explains, $h^2 = t_{n-1}^2 \max(s_r^2 / n - s_e^2 / nD, 0) + t_{D-1}^2 s_c^2 / D$ is the square of half its width:
+    the squares of the half widths that either would have alone (`zou2008construction`), in which what is left counts
+    once. With one draw it is Student's interval over samples. Simulated coverage is 0.945 to 0.99 for 2 to 30 draws and
+    20 to 500 samples, whatever varies; where draws vary, few of them make wide intervals, as they must.
     """
     return estimate_of(values).interval(confidence)
 
@@ -51,17 +51,17 @@ class Estimate:
     mean: float
     parts: tuple[tuple[float, int], ...] | None
 
-    def half(self, confidence: float) -> float:
-        """Half the width of the interval; NaN where nothing is known."""
+    def half(self, tail: float) -> float:
+        """Half the width of the interval that leaves so much on either side; NaN where nothing is known."""
         if self.parts is None:
             return np.nan
         # What `scipy.stats.t.ppf` returns, without the checks that it makes first.
-        squares = (special.stdtrit(freedom, (1 + confidence) / 2) ** 2 * part for part, freedom in self.parts if part)
+        squares = (special.stdtrit(freedom, tail) ** 2 * part for part, freedom in self.parts if part)
         return float(np.sqrt(sum(squares)))
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """The mean with its interval."""
-        half = self.half(confidence)
+        half = self.half((1 - confidence) / 2)
         return Interval(self.mean, self.mean - half, self.mean + half)
 
     def chance(self, threshold: float) -> float:
@@ -76,7 +76,7 @@ class Estimate:
             return 0.0 if apart else 0.5
 
         def beyond(log: float) -> float:
-            return self.half(1 - 2 * np.exp(log)) - apart
+            return self.half(float(np.exp(log))) - apart
 
         surest, least = np.log(SMALLEST), np.log(0.5)
         return float(np.exp(optimize.brentq(beyond, surest, least))) if beyond(surest) > 0 else SMALLEST
@@ -100,7 +100,9 @@ def estimate_of(values: Values) -> Estimate:
     return Estimate(mean, ((max(of_samples - rest, 0.0), samples - 1), (_variance(mean_over(values, 0)), draws - 1)))
 
 
-def difference_of(first: Values, second: Values, *, matched: bool) -> Estimate:
+def difference_of(
+    first: Float[np.ndarray, "samples draws"], second: Float[np.ndarray, "samples other_draws"], *, matched: bool
+) -> Estimate:
     r"""The mean of first - second over the same samples.
 
     Args:

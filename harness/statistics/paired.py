@@ -1,6 +1,5 @@
 """Two lists of scores of the same samples: by how much they differ, how surely, and in how many samples."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -9,9 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from harness.statistics.intervals import Interval, Values, mean_interval, over_draws
+from harness.statistics.intervals import Interval, estimate_of, median_interval, over_draws
 
 Test = Literal["wilcoxon", "sign_flip"]
+Statistic = Literal["mean", "median"]
+Told = Literal["above", "below", "equivalent", ""]
 Differences = Float[np.ndarray, " samples"]
 
 FLIPS = 2**13
@@ -26,11 +27,12 @@ class Contrast:
     """What is known of first - second.
 
     Attributes:
-        difference: the mean, with an interval over samples and draws.
+        difference: the mean, with an interval over samples and draws, or the median, with one over samples.
         median: of the differences of samples.
         superiority: the share of samples in which the first is above; ties count half.
         rank_biserial: the ranks of the positive differences less those of the negative ones, over all; -1 to 1.
-        p: of no difference, by the test over samples, with these draws. NaN for fewer than two samples.
+        p: of no difference: by the test over samples with these draws or, where there are several, by the interval
+            over samples and draws, whichever is larger. NaN for fewer than two samples.
         samples: in how many both are known.
     """
 
@@ -42,18 +44,27 @@ class Contrast:
     samples: int
 
 
-def contrast(first: Values, second: Values, test: Test = "wilcoxon") -> Contrast:
+def contrast(
+    first: Float[np.ndarray, "samples draws"],
+    second: Float[np.ndarray, "samples other_draws"],
+    test: Test = "wilcoxon",
+    statistic: Statistic = "mean",
+) -> Contrast:
     """Compare two matrices of the same samples, whose draws match where there are as many."""
     if first.shape[1] != second.shape[1]:
         first, second = over_draws(first), over_draws(second)
     apart = first - second
     each = over_draws(apart)[:, 0]
     known = each[~np.isnan(each)]
+    estimate = estimate_of(apart)
+    difference = estimate.interval() if statistic == "mean" else median_interval(known)
     if len(known) == 0:
-        return Contrast(mean_interval(apart), np.nan, np.nan, np.nan, np.nan, 0)
+        return Contrast(difference, np.nan, np.nan, np.nan, np.nan, 0)
     above = float((known > 0).mean() + (known == 0).mean() / 2)
     p = TESTS[test](known) if len(known) > 1 else np.nan
-    return Contrast(mean_interval(apart), float(np.median(known)), above, rank_biserial(known), p, len(known))
+    if apart.shape[1] > 1 and statistic == "mean":
+        p = max(p, min(2 * estimate.chance(0.0), 1.0))
+    return Contrast(difference, float(np.median(known)), above, rank_biserial(known), p, len(known))
 
 
 def wilcoxon(differences: Differences) -> float:
@@ -72,6 +83,12 @@ def sign_flip(differences: Differences) -> float:
 TESTS = {"wilcoxon": wilcoxon, "sign_flip": sign_flip}
 
 
+def sign_test(differences: Differences, allowed: float) -> float:
+    """Whether the median of differences is beyond what is allowed, on either side: the exact sign test, two-sided."""
+    beyond = max(int((differences > allowed).sum()), int((differences < -allowed).sum()))
+    return min(2 * float(stats.binom.sf(beyond - 1, len(differences), 0.5)), 1.0)
+
+
 def rank_biserial(differences: Differences) -> float:
     """The matched-pairs rank-biserial correlation (`kerby2014simple`); 0 where nothing differs."""
     apart = differences[differences != 0]
@@ -88,10 +105,11 @@ def holm(p: Float[np.ndarray, " family"]) -> Float[np.ndarray, " family"]:
     return adjusted
 
 
-def told(contrast: Contrast, p: float, smallest: float = 0.0, level: float = 0.05) -> Mapping[str, bool]:
-    """What can be said: `above`, `below` (beyond the smallest effect of interest) or `equivalent` (within it).
+def told(contrast: Contrast, p: float, smallest: float = 0.0, level: float = 0.05) -> Told:
+    """What can be said of a difference: above or below zero, equivalent, or nothing.
 
-    Above or below needs a p-value under the level and an interval, which knows of draws, on that side.
+    `above` and `below` need a p-value under the level and an interval beyond the smallest effect of interest;
+    `equivalent` an interval within it.
 
     Args:
         contrast: the two.
@@ -100,12 +118,11 @@ def told(contrast: Contrast, p: float, smallest: float = 0.0, level: float = 0.0
         level: of the p-value.
     """
     low, high = contrast.difference.low, contrast.difference.high
-    sure = p < level
-    return {
-        "above": sure and low > smallest,
-        "below": sure and high < -smallest,
-        "equivalent": -smallest < low and high < smallest,
-    }
+    if -smallest < low and high < smallest:
+        return "equivalent"
+    if p < level and low > smallest:
+        return "above"
+    return "below" if p < level and high < -smallest else ""
 
 
 @lru_cache(maxsize=4)

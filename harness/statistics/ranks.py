@@ -70,7 +70,9 @@ def nemenyi(items: int, blocks: int, level: float = 0.05) -> float:
         blocks: how often, independently: models or data sets, never the samples of one, $N$.
         level: of the largest difference among them.
     """
-    return float(stats.studentized_range.ppf(1 - level, items, np.inf) / np.sqrt(2) * np.sqrt(items * (items + 1) / (6 * blocks)))
+    return float(
+        stats.studentized_range.ppf(1 - level, items, np.inf) / np.sqrt(2) * np.sqrt(items * (items + 1) / (6 * blocks))
+    )
 
 
 def cliques(ranks: Float[np.ndarray, " items"], apart: Bool[np.ndarray, "items items"]) -> list[list[int]]:

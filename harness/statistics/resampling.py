@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from harness.statistics.intervals import Interval
 
 
-
 def resampled(samples: int, times: int = 1000) -> Iterator[Int[np.ndarray, " samples"]]:
     """Which samples are drawn, with replacement, again and again: the same ones whoever asks."""
     generator = np.random.default_rng(0)

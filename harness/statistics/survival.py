@@ -7,7 +7,16 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from harness.statistics.intervals import NO_INTERVAL, Estimate, Interval, Values, estimate_of, mean_interval, mean_of, over_draws
+from harness.statistics.intervals import (
+    NO_INTERVAL,
+    Estimate,
+    Interval,
+    Values,
+    estimate_of,
+    mean_interval,
+    mean_of,
+    over_draws,
+)
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID", ""]
 
