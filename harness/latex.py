@@ -27,8 +27,8 @@ def latex(table: pd.DataFrame) -> str:
 
     It needs `\usepackage{booktabs}` and nothing else.
     """
-    texts = [[escaped(cell_text(value)) for value in row] for row in table.itertuples(index=False)]
-    lines = [" & ".join(row) + r" \\" for row in [[escaped(str(name)) for name in table.columns], *texts]]
+    texts = [[cell_text(value) for value in row] for row in table.itertuples(index=False)]
+    lines = [" & ".join(map(escaped, row)) + r" \\" for row in [[str(name) for name in table.columns], *texts]]
     kinds = "".join(_kind(table.iloc[:, index], [row[index] for row in texts]) for index in range(table.shape[1]))
     inside = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
     return f"\\begin{{tabular}}{{{kinds}}}\n{inside}\n\\end{{tabular}}\n"
