@@ -15,7 +15,7 @@ from harness.types import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = 3
+COLUMNS, ASIDE = 3, 0.08
 
 
 def runs_in(folder: Path) -> list[Results]:
@@ -80,11 +80,10 @@ def _panel(axis: "Axes", rows: pd.DataFrame, methods: Sequence[str]) -> None:
     for index, method in enumerate(methods):
         some = rows[rows["method"] == method].sort_values("position")
         colour, style = COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
+        beside = some["position"] + ASIDE * (index - (len(methods) - 1) / 2)
         errors = [(some["difference"] - some["low"]).fillna(0), (some["high"] - some["difference"]).fillna(0)]
-        axis.errorbar(
-            some["position"], some["difference"], errors, color=colour, ls=style, lw=1.2, capsize=2, label=method
-        )
-        red = some[some["outcome"].isin(RED)]
-        axis.plot(red["position"], red["difference"], "x", color="#D00000", ms=8, mew=2)
+        axis.errorbar(beside, some["difference"], errors, color=colour, ls=style, lw=1.2, capsize=2, label=method)
+        red = some["outcome"].isin(RED)
+        axis.plot(beside[red], some["difference"][red], "x", color="#D00000", ms=8, mew=2)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.2)

@@ -135,8 +135,9 @@ def compare(
             f"{_named(before)}, the new one {_named(after)}"
         )
     seeds = one.manifest["study"].get("seed", 0), other.manifest["study"].get("seed", 0)
+    # Taken out one by one, because a stack keeps what was read of it.
     rows = [
-        dict(zip(GROUP, key, strict=True)) | _row(before.get(key), after.get(key), seeds, tolerance)
+        dict(zip(GROUP, key, strict=True)) | _row(before.pop(key, None), after.pop(key, None), seeds, tolerance)
         for key in dict.fromkeys([*before, *after])
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS)

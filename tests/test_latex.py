@@ -41,14 +41,21 @@ def test_nothing_in_a_text_means_anything_to_latex():
 def test_every_table_of_a_run_compiles(tmp_path):
     assert shutil.which("pdflatex"), "pdflatex is needed: apt-get install texlive-latex-base"
     levels = dict.fromkeys(("signed", "absolute"), (0.5, 0.3, 0.1, 0.0))
-    run = results_of({(method, "parameter_randomization"): cascades(levels) for method in ("gradient", "lrp_0", "sobel")})
+    run = results_of(
+        {(method, "parameter_randomization"): cascades(levels) for method in ("gradient", "lrp_0", "sobel")}
+    )
     write_tables(run, tmp_path)
     (tmp_path / "hard.tex").write_text(latex(HARD))
-    inputs = "\n".join(rf"\input{{{path.name}}}\par" for path in sorted(tmp_path.glob("*.tex")) if "tabular" in path.read_text())
+    inputs = "\n".join(
+        rf"\input{{{path.name}}}\par" for path in sorted(tmp_path.glob("*.tex")) if "tabular" in path.read_text()
+    )
     document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}"
     (tmp_path / "paper.tex").write_text(document)
     done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"], cwd=tmp_path, capture_output=True, text=True
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000
