@@ -14,7 +14,7 @@ from made_rows import cascades, results_of
 
 HARD = pd.DataFrame(
     {
-        "a_b": ["50 % & more → ±", r"C:\path~1^2 {x} #1 $5", "< 0.05 > · × ≥ ≤"],
+        "a_b": ["50 % & more → ±", r"C:\path~1^2 {x} #1 $5", "< 0.05 > · \N{MULTIPLICATION SIGN} ≥ ≤"],
         "value": [1.23456789, np.nan, 1e-9],
         "words": ["short", "a text that is much longer than forty characters, and so is wrapped", ""],
     }
@@ -39,7 +39,7 @@ def test_nothing_in_a_text_means_anything_to_latex():
 
 @pytest.mark.slow
 def test_every_table_of_a_run_compiles(tmp_path):
-    assert shutil.which("pdflatex"), "pdflatex is needed: apt-get install texlive-latex-base"
+    assert shutil.which("pdflatex"), "pdflatex is needed: apt-get install texlive-latex-recommended"
     levels = dict.fromkeys(("signed", "absolute"), (0.5, 0.3, 0.1, 0.0))
     run = results_of(
         {(method, "parameter_randomization"): cascades(levels) for method in ("gradient", "lrp_0", "sobel")}
