@@ -1,5 +1,6 @@
 """Two runs of a study: what is red, what is not, why, and how often by mistake."""
 
+import io
 import shutil
 import xml.etree.ElementTree as ET
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import harness
 from harness import InputError, Results, Score, Tolerance, compare
+from harness.causes import causes
 from harness.cli import app
 from harness.control_chart import control_chart, draw_control_chart, runs_in
 from harness.networks import MLP
@@ -267,3 +269,42 @@ def test_reports_of_nothing_to_report():
     assert lines(same) == []
     assert 'failures="0"' in as_junit(same)
     assert "green" in as_markdown(same)
+
+
+def test_causes_by_what_is_recorded():
+    cell = {"weights": "a" * 32, "torch": "2.11", "method_options": {"steps": 8}, "device": "cpu"}
+
+    def changed(same_key=False, seeds=(0, 0), **other):
+        return causes(cell, {**cell, **other}, seeds=seeds, same_key=same_key)
+
+    assert changed(same_key=True) == []
+    assert changed(weights="b" * 32) == [f"weights: {'a' * 12} -> {'b' * 12}"]
+    assert changed(device="cuda", seeds=(0, 3)) == ["seed: 0 -> 3", "device: cpu -> cuda"]
+    assert changed(method_options={"baseline": "blur"}) == [
+        "option steps of the method: 8 -> default",
+        "option baseline of the method: default -> blur",
+    ]
+    # Code and versions are no part of a key: a key that changed, too, has another reason.
+    assert changed(same_key=True, torch="2.12") == ["torch: 2.11 -> 2.12"]
+    assert [each.partition(":")[0] for each in changed(torch="2.12")] == ["torch", "something else in the key"]
+
+
+def test_tables_with_a_smallest_effect_and_as_text(runs):
+    def told(*arguments):
+        return CliRunner().invoke(app, ["table", str(runs / "night"), *arguments])
+
+    done = told("--name", "comparisons", "--smallest-effect", "spearman=2", "--format", "csv")
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(io.StringIO(done.output))
+    assert set(table["outcome"]) == {"equivalent"}
+    assert told("--name", "comparisons", "--test", "sign_flip", "--format", "latex").output.startswith(
+        "\\begin{tabular}"
+    )
+    assert "equivalent" not in told("--name", "comparisons", "--format", "markdown").output
+    for arguments, words in (
+        (["--format", "csv"], "--name of one table"),
+        (["--smallest-effect", "spaerman=1"], "did you mean spearman"),
+        (["--smallest-effect", "0.1"], "0.1 alone"),
+        (["--smallest-effect", "spearman=-1"], "a number from 0 on"),
+    ):
+        assert words in str(told(*arguments).exception)
