@@ -16,9 +16,9 @@ COST = ("maps_forward", "maps_backward", "forward", "backward", "maps_seconds", 
 def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
     """One row for each model and method, one column for each metric, then passes, seconds, and reasons.
 
-    A randomization test says PASS, FAIL, INCONCLUSIVE or INVALID, of signed maps by rank correlation. A metric with a
-    better direction says on which ranks the method may stand, among how many: `1-3 of 7`. `reasons` says why there is
-    no PASS or no rank. The first row is how each metric did in its exam.
+    A randomization test says PASS, FAIL, INCONCLUSIVE or INVALID, of signed maps by rank correlation. Any other metric
+    with a better direction says on which ranks the method may stand, among how many: `1-3 of 7`; controls are not
+    ranked. `reasons` says why there is no PASS or no rank. The first row is how each metric did in its exam.
 
     Args:
         headlines: the table of this name.
@@ -59,7 +59,7 @@ def _said(row: "pd.Series[Any]", verdict: "pd.Series[Any] | None", rank: "pd.Ser
     if rank is not None:
         low, high = int(rank["low"]), int(rank["high"])
         return f"{low if low == high else f'{low}-{high}'} of {rank['methods']}", ""
-    return "", ""
+    return "not ranked", ""
 
 
 def _spent(cost: pd.DataFrame) -> pd.DataFrame:

@@ -45,6 +45,11 @@ class Headline:
         return self.labels["model"], self.labels["model_seed"]
 
     @property
+    def ranks(self) -> bool:
+        """Whether methods can be ranked by it: not by randomization tests, which noise would win."""
+        return bool(self.direction) and self.metric_family != "randomization"
+
+    @property
     def scores(self) -> Float[np.ndarray, " samples"]:
         """A number for each sample, the mean over draws, higher for better."""
         each = over_draws(self.values)[:, 0]

@@ -37,14 +37,14 @@ FEWEST = 2
 
 
 def rankings(headlines: Sequence[Headline]) -> pd.DataFrame:
-    """One row for each model, metric with a better direction, and method: its rank by the mean, 1 for the best.
+    """One row for each model, metric that ranks, and method: its rank by the mean, 1 for the best.
 
     `low` to `high` holds the rank in 95 % of resamples of the samples, `best` is how often it is first. `mean_rank` is
     the mean of the ranks in single samples, and `kendall_w` how far samples agree on the order.
     """
     rows = []
     for ((model, seed), metric), group in by_metric(headlines).items():
-        methods, scores = matrix(group) if group[0].direction else ([], np.zeros((0, 0)))
+        methods, scores = matrix(group) if group[0].ranks else ([], np.zeros((0, 0)))
         if min(len(methods), scores.shape[1]) < FEWEST:
             continue
         each = ranks_of(scores.T)
@@ -64,7 +64,7 @@ def families(headlines: Sequence[Headline]) -> tuple[pd.DataFrame, pd.DataFrame]
     """
     grouped: dict[tuple[Subject, str], list[list[Headline]]] = defaultdict(list)
     for (subject, _), group in by_metric(headlines).items():
-        if group[0].direction:
+        if group[0].ranks:
             grouped[subject, group[0].metric_family].append(group)
     rows, left = [], []
     for ((model, seed), family), metrics in grouped.items():
@@ -117,12 +117,13 @@ def across_models(headlines: Sequence[Headline]) -> pd.DataFrame:
     rows = []
     for (metric, measure), table in found.items():
         models = list(dict.fromkeys(subject for by_model in table.values() for subject in by_model))
-        direction = next(iter(next(iter(table.values())).values())).direction
+        any_one = next(iter(next(iter(table.values())).values()))
         whole = {method: by_model for method, by_model in table.items() if len(by_model) == len(models)}
         if len(models) < FEWEST or not whole:
             continue
         means = np.array([[_mean(by_model[model]) for model in models] for by_model in whole.values()])
-        extra = _over_models(means * (-1 if direction == "lower" else 1)) if direction else [{} for _ in whole]
+        signed = means * (-1 if any_one.direction == "lower" else 1)
+        extra = _over_models(signed) if any_one.ranks else [{} for _ in whole]
         for method, each, more in zip(whole, means, extra, strict=True):
             interval = _renamed(mean_interval(each[:, None]))
             rows.append(

@@ -113,6 +113,14 @@ def test_metrics_of_one_family_rank_together_and_leaving_one_out_shows_who_decid
     assert agreed["kendall_w"].iloc[0] == 1
 
 
+def test_a_randomization_test_ranks_nobody_because_noise_would_win():
+    tests = made(three("one") | three("two") | three("one", model="other"), family="randomization")
+    assert rankings(tests).empty
+    assert families(tests)[0].empty
+    assert across_models(tests)["mean_rank"].isna().all()
+    assert len(comparisons(tests)) == 9
+
+
 def test_families_are_never_mixed():
     both = made(three("one")) + made(three("two"), family="complexity")
     assert families(both)[0].empty
