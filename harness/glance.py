@@ -44,6 +44,8 @@ def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame
     marks = headlines[headlines["exam"] != ""].groupby("metric")["exam"].first()
     exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
     whole = pd.concat([exam, wide.reset_index()], ignore_index=True)
+    if "passes" in whole:
+        whole["passes"] = whole["passes"].astype("Int64")
     columns = [*INDEX, *metrics, *spent.columns, "reasons"]
     return whole.reindex(columns=columns).fillna({"reasons": ""}).rename_axis(columns=None)
 
