@@ -20,8 +20,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# Two files of tests at once, each on one thread.
 test-all: setup
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -n 2 --dist loadfile
 
 # The three folders install as one package; a type checker only believes it when it sees them as one.
 check: setup

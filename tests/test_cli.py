@@ -29,9 +29,12 @@ def test_a_run_writes_tables_and_figures_and_ends_in_three_lines(tmp_path):
     last = [line for line in done.stdout.splitlines() if line.strip()][-3:]
     assert [line.partition(":")[0] for line in last] == ["held", "did not hold", "look at"]
     folder = tmp_path / "results" / "small"
-    names = "leaderboard headlines verdicts thresholds sensitivity cascade stages agreement fills summary cost".split()
+    names = (
+        "glance leaderboard headlines verdicts thresholds sensitivity cascade stages comparisons rankings families "
+        "left_out across_models classes agreement fills summary cost"
+    ).split()
     assert sorted(p.name for p in (folder / "tables").iterdir()) == sorted(
-        f"{n}.{e}" for n in names for e in ("csv", "md")
+        f"{n}.{e}" for n in names for e in ("csv", "md", "parquet", "tex")
     )
     for figure in ("cascade-mnist-cnn", "pixel_flipping-mnist-cnn", "survival-parameter_randomization-mnist-cnn"):
         assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ Values come as matrices [samples, draws]; NaN marks what is undefined and is lef
 """
 
 from dataclasses import dataclass
+from math import hypot, sqrt
 
 import numpy as np
 from jaxtyping import Float
@@ -56,8 +57,7 @@ class Estimate:
         if self.parts is None:
             return np.nan
         # What `scipy.stats.t.ppf` returns, without the checks that it makes first.
-        squares = (special.stdtrit(freedom, tail) ** 2 * part for part, freedom in self.parts if part)
-        return float(np.sqrt(sum(squares)))
+        return hypot(*(float(special.stdtrit(freedom, tail)) * sqrt(part) for part, freedom in self.parts if part))
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """The mean with its interval."""
