@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import config
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, symbolic_trace
 
@@ -36,10 +37,15 @@ def in_place(network: nn.Module) -> nn.Module | None:
     Returns:
         None if there is nothing of the kind, or if the graph depends on values and cannot be traced.
     """
+    # What checks the shapes of tensors does not know what stands for them while a graph is traced.
+    checked = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
     try:
         traced = symbolic_trace(network)
     except Exception:
         return None
+    finally:
+        config.update("jaxtyping_disable", checked)
     fresh: set[Node] = set()
     written = 0
     for node in traced.graph.nodes:

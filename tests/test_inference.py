@@ -97,7 +97,7 @@ class Hooked(Branch):
 
 
 NETWORKS = {
-    "resnet20": (lambda: CifarResNet((3, 32, 32), 10, depth=20), (3, 32, 32), BOTH, 19),
+    "resnet20": (lambda: CifarResNet((3, 32, 32), 10, depth=20), (3, 32, 32), BOTH + OVER, 19),
     "mobilenet": (lambda: torchvision.models.mobilenet_v2(num_classes=7), (3, 64, 64), BOTH + OVER, 52),
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=7), (3, 64, 64), BOTH + OVER, 20),
     "functional": (Functional, (2, 8, 8), BOTH + OVER, 1),
@@ -162,7 +162,7 @@ def test_a_study_uses_it_for_logits_records_it_and_counts_its_passes():
     metrics = ["zero_fraction", {"metric": "occlusion_faithfulness", "fill": "black", "patch": 16}]
     space = harness.InputSpace("image", mean=(0.5,) * 3, std=(0.5,) * 3)
     results = harness.evaluate(model, x, methods=["gradient"], metrics=metrics, space=space)
-    assert set(results.cells["model_form"]) == {BOTH}
+    assert set(results.cells["model_form"]) == {BOTH + OVER}
     assert results.cells["forward"].tolist() == [0, 5 * (1 + 4)]
     double = harness.evaluate(model.double(), x.double(), methods=["gradient"], metrics=metrics, space=space)
     assert set(double.cells["model_form"]) == {EAGER}

@@ -5,9 +5,11 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 from torch import nn
 
 from harness.inplace import in_place
+from harness.networks import CifarResNet
 
 
 class Written(nn.Module):
@@ -74,6 +76,19 @@ def writes(traced):
     return by_module + sum(
         node.target in (torch.relu_, torch.Tensor.add_) or node.kwargs.get("inplace", False) for node in calls
     )
+
+
+def test_networks_whose_shapes_are_checked_are_traced_too():
+    """The package is checked during tests, which what stands for a tensor while a graph is traced would not pass."""
+    network = CifarResNet((3, 8, 8), 10, depth=8).eval()
+    made, x = in_place(network), torch.randn(2, 3, 8, 8)
+    assert made is not None
+    # Each block has two rectifiers, of which the second takes a sum.
+    assert writes(made) == 1 + 3 * 3
+    with torch.inference_mode():
+        assert torch.equal(made(x), network(x))
+    with pytest.raises(TypeCheckError):
+        network(torch.randn(3, 8, 8))
 
 
 def test_what_has_hooks_is_left_alone():
