@@ -5,7 +5,7 @@ from typing import Any
 
 State = Mapping[str, Any]
 
-PLAIN = {
+KEYED = {
     "weights": "weights",
     "contents": "data",
     "method_function": "method",
@@ -16,11 +16,11 @@ PLAIN = {
     "dtype": "number format",
     "matmul_precision": "matmul precision",
     "model_form": "form of the model",
-    "chunk": "samples at once",
-    "torch": "torch",
-    "code": "code of the harness",
 }
-"""What is recorded of a cell -> what it is called. The last three are no part of its key."""
+"""What is recorded of a cell and part of its key -> what it is called."""
+
+CIRCUMSTANCES = {"chunk": "samples at once", "torch": "torch", "code": "code of the harness"}
+"""What is recorded and no part of it."""
 
 SHORT = 12
 """Characters of a hash that are shown."""
@@ -36,16 +36,22 @@ def causes(base: State, new: State, *, seeds: tuple[int, int], same_key: bool) -
         same_key: whether the cells have the same key.
     """
     found = [f"seed: {seeds[0]} -> {seeds[1]}"] if seeds[0] != seeds[1] else []
-    for name, words in PLAIN.items():
+    found += _recorded(base, new, KEYED)
+    options = [
+        each
+        for kind in ("method", "metric")
+        for each in _options(base.get(f"{kind}_options", {}), new.get(f"{kind}_options", {}), kind)
+    ]
+    other = "something else in the key: targets, masks, background, networks that the metric trains"
+    unknown = [other] if not (same_key or found or options) else []
+    return [*found, *_recorded(base, new, CIRCUMSTANCES), *options, *unknown]
+
+
+def _recorded(base: State, new: State, names: Mapping[str, str]) -> Iterator[str]:
+    for name, words in names.items():
         # Runs of earlier versions have not recorded everything.
         if name in base and name in new and base[name] != new[name]:
-            found.append(f"{words}: {_short(base[name])} -> {_short(new[name])}")
-    for kind in ("method", "metric"):
-        found += _options(base.get(f"{kind}_options", {}), new.get(f"{kind}_options", {}), kind)
-    known = [each for each in found if not each.startswith(("code", "torch", "samples at once"))]
-    if not same_key and not known:
-        found.append("something else in the key: targets, masks, background, networks that the metric trains")
-    return found
+            yield f"{words}: {_short(base[name])} -> {_short(new[name])}"
 
 
 def _options(base: Mapping[str, Any], new: Mapping[str, Any], kind: str) -> Iterator[str]:

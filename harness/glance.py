@@ -10,7 +10,6 @@ EXAM = "(exam)"
 """What stands in the place of a method in the row of marks."""
 
 WORDS = {"not_applicable": "n/a", "failed": "failed", "missing": "missing"}
-COST = ("maps_forward", "maps_backward", "forward", "backward", "maps_seconds", "seconds")
 
 
 def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
@@ -28,8 +27,7 @@ def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame
     """
     if headlines.empty:
         return headlines
-    signed = judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")] if len(judged) else judged
-    verdicts = {tuple(row[GROUP]): row for _, row in signed.iterrows() if row["verdict"]}
+    verdicts = {tuple(row[GROUP]): row for _, row in signed_ranks(judged).iterrows() if row["verdict"]}
     ranks = {tuple(row[GROUP]): row for _, row in rankings.iterrows()}
     said = [
         _said(row, verdicts.get(tuple(row[GROUP])), ranks.get(tuple(row[GROUP]))) for _, row in headlines.iterrows()
@@ -41,13 +39,27 @@ def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame
     some = told[told["why"] != ""]
     reasons = (some["metric"] + ": " + some["why"]).groupby([some[name] for name in INDEX], sort=False).agg("; ".join)
     wide = wide.join(spent).assign(reasons=reasons.reindex(wide.index))
-    marks = headlines[headlines["exam"] != ""].groupby("metric")["exam"].first()
-    exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
-    whole = pd.concat([exam, wide.reset_index()], ignore_index=True)
+    whole = below_marks(wide, marks_of(headlines))
     if "passes" in whole:
         whole["passes"] = whole["passes"].astype("Int64")
     columns = [*INDEX, *metrics, *spent.columns, "reasons"]
     return whole.reindex(columns=columns).fillna({"reasons": ""}).rename_axis(columns=None)
+
+
+def marks_of(headlines: pd.DataFrame) -> "pd.Series[str]":
+    """How each metric did in its exam."""
+    return headlines[headlines["exam"] != ""].groupby("metric")["exam"].first()
+
+
+def below_marks(wide: pd.DataFrame, marks: "pd.Series[str]") -> pd.DataFrame:
+    """A table of methods x metrics with the row of marks above it."""
+    exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
+    return pd.concat([exam, wide.reset_index()], ignore_index=True)
+
+
+def signed_ranks(judged: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts on signed maps by rank correlation, which stand for a test where there is room for one word."""
+    return judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")] if len(judged) else judged
 
 
 def _said(row: "pd.Series[Any]", verdict: "pd.Series[Any] | None", rank: "pd.Series[Any] | None") -> tuple[str, str]:

@@ -63,25 +63,20 @@ def inference_form(model: nn.Module, x: Float[Tensor, "n ..."]) -> Inference:
     if any(tensor.dtype != torch.float32 for tensor in (x, *model.parameters())):
         return eager
     expected = eager.logits(x)
-    for make in (_folded_channels_last_in_place, _folded_channels_last, _folded_in_place, _folded):
+    for make in (_folded_channels_last, _folded):
+        made = None
         with suppress(Exception):
             made = make(model, x)
-            if made and _same(made.logits(x), expected):
-                return made
+        for form in (_in_place(made), made) if made else ():
+            with suppress(Exception):
+                if form and _same(form.logits(x), expected):
+                    return form
     return eager
 
 
-def _folded_channels_last_in_place(model: nn.Module, x: Tensor) -> Inference | None:
-    return _in_place(_folded_channels_last(model, x))
-
-
-def _folded_in_place(model: nn.Module, x: Tensor) -> Inference | None:
-    return _in_place(_folded(model, x))
-
-
-def _in_place(made: Inference | None) -> Inference | None:
-    network = in_place(made.network) if made else None
-    return replace(made, form=f"{made.form}, in place", network=network) if made and network else None
+def _in_place(made: Inference) -> Inference | None:
+    network = in_place(made.network)
+    return replace(made, form=f"{made.form}, in place", network=network) if network else None
 
 
 def _folded_channels_last(model: nn.Module, x: Tensor) -> Inference | None:

@@ -13,6 +13,7 @@ from scipy import stats
 from harness.headlines import Headline, Subject, by_metric, matrix
 from harness.statistics import (
     Interval,
+    firsts,
     kendall,
     kendall_w,
     mean_interval,
@@ -138,8 +139,7 @@ def _over_models(scores: Float[np.ndarray, "methods models"]) -> list[dict[str, 
     if min(methods, models) < FEWEST:
         return [{} for _ in scores]
     ranks = ranks_of(known.T)
-    first = ranks == ranks.min(1, keepdims=True)
-    wins = (first / first.sum(1, keepdims=True)).sum(0)
+    wins = firsts(ranks).sum(0)
     p = float(stats.friedmanchisquare(*known).pvalue) if methods > FEWEST else np.nan
     same = {"kendall_w": kendall_w(ranks), "friedman_p": p, "critical_difference": nemenyi(methods, models)}
     return [

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -14,8 +14,6 @@ from harness.verdicts import in_error
 
 if TYPE_CHECKING:
     from harness.results import Results
-
-Format = Literal["csv", "markdown", "latex", "html"]
 
 FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {
     "csv": lambda frame: frame.to_csv(index=False),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.agreement import agreement, fills, setups
 from harness.comparisons import DEFAULT_COMPARING, Comparing, comparisons
-from harness.glance import EXAM, GROUP, INDEX, glance
+from harness.glance import GROUP, INDEX, below_marks, glance, marks_of, signed_ranks
 from harness.headlines import headline
 from harness.marks import DESCRIBES, Marks, published
 from harness.rankings import across_models, classes, families, rankings
@@ -90,16 +90,12 @@ def leaderboard(long: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """
     if long.empty:
         return long
-    if not judged.empty:
-        judged = judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")]
-    words = {tuple(v[GROUP]): v["verdict"] for _, v in judged.iterrows()}
+    words = {tuple(v[GROUP]): v["verdict"] for _, v in signed_ranks(judged).iterrows()}
     text = [" ".join(filter(None, [_cell(row), words.get(tuple(row[GROUP]), "")])) for _, row in long.iterrows()]
     wide = long.assign(text=text).pivot_table(index=INDEX, columns="metric", values="text", aggfunc="first", sort=False)
-    marks = long[long["exam"] != ""].groupby("metric")["exam"].first()
-    exam = pd.DataFrame([{"model": "", "model_seed": "", "method": EXAM, **marks}])
+    marks = marks_of(long)
     columns = sorted(wide.columns, key=lambda metric: marks.get(metric) == DESCRIBES)
-    whole = pd.concat([exam, wide.reset_index()], ignore_index=True)
-    return whole.reindex(columns=[*INDEX, *columns]).rename_axis(columns=None)
+    return below_marks(wide, marks).reindex(columns=[*INDEX, *columns]).rename_axis(columns=None)
 
 
 def stages(long: pd.DataFrame) -> pd.DataFrame:

@@ -14,13 +14,14 @@ import torch
 
 from harness import Results
 from harness.figures import curves, write_figures
+from harness.glance import EXAM
 from harness.plan import Cell
 from harness.rows import rows_of
 from harness.series import series_of
 from harness.statistics import mean_interval, median_interval, survival
 from harness.store import Folder, Memory, Part
 from harness.table_files import write_tables
-from harness.tables import EXAM, TABLES
+from harness.tables import TABLES
 from harness.types import Score
 from harness.words import conclusion
 

@@ -6,8 +6,8 @@ import torch
 
 import harness
 from cases import Linear
+from harness.glance import EXAM
 from harness.study import load_study
-from harness.tables import EXAM
 
 LOCALIZATION = ["pointing_game", "relevance_mass", "relevance_rank", "roc_auc"]
 

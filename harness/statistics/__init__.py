@@ -28,7 +28,7 @@ from harness.statistics.paired import (
     wilcoxon,
 )
 from harness.statistics.power import samples_needed
-from harness.statistics.ranks import Place, cliques, kendall_w, nemenyi, places, places_of, ranks_of
+from harness.statistics.ranks import Place, cliques, firsts, kendall_w, nemenyi, places, places_of, ranks_of
 from harness.statistics.resampling import basic_bootstrap, basic_interval, resampled, resampled_means
 from harness.statistics.survival import (
     DEFAULT,
@@ -64,6 +64,7 @@ __all__ = [
     "contrast",
     "difference_of",
     "estimate_of",
+    "firsts",
     "holm",
     "kendall",
     "kendall_b",

@@ -56,10 +56,16 @@ def places_of(means: Float[np.ndarray, "one_and_resampled items"]) -> list[Place
     """The same of means, the first row of all samples and below it those of resamples."""
     ranks = ranks_of(means)
     drawn = ranks[1:]
-    first = drawn == drawn.min(1, keepdims=True)
-    best = (first / first.sum(1, keepdims=True)).mean(0)
+    best = firsts(drawn).mean(0)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0, method="inverted_cdf")
     return [Place(*map(float, each)) for each in zip(ranks[0], low, high, best, strict=True)]
+
+
+def firsts(ranks: Ranks) -> Ranks:
+    """Of each rater, 1 for the item that is first; ties share."""
+    first = ranks == ranks.min(1, keepdims=True)
+    shares: np.ndarray = first / first.sum(1, keepdims=True)
+    return shares
 
 
 def nemenyi(items: int, blocks: int, level: float = 0.05) -> float:
