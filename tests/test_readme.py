@@ -52,7 +52,7 @@ def test_the_study_is_valid():
 
 
 def test_the_new_method_and_metric_run(tmp_path):
-    (tmp_path / "mine.py").write_text(blocks("python")[1])
+    (tmp_path / "mine.py").write_text(next(block for block in blocks("python") if "def squared_gradient" in block))
     from harness.plugins import load_file
 
     load_file(tmp_path / "mine.py")
