@@ -1,7 +1,6 @@
-"""A night from end to end, by the scripts that the README shows."""
+"""A night from end to end, by the scripts that the READMEs show."""
 
 import os
-import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -9,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from readmes import block
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SCRIPTS = {text.splitlines()[1]: text for text in re.findall(r"```sh\n(#!/bin/sh\n.*?)```", README, flags=re.DOTALL)}
-NIGHTLY = next(text for text in SCRIPTS.values() if "harness compare" in text)
-SLURM = next(text for text in SCRIPTS.values() if "#SBATCH" in text)
-WORKFLOW = next(text for text in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "runs-on" in text)
+NIGHTLY = block("sh", 'harness compare results/base "$night"')
+SLURM = block("sh", "#SBATCH")
+WORKFLOW = block("yaml", "runs-on")
 
 
 def study(steps):

@@ -1,24 +1,25 @@
-"""The README is true: its code runs, its study is valid, its files are there."""
+"""The READMEs are true: their code runs, their studies are valid, what they point to is there.
+
+Their commands are run by tests/test_commands.py.
+"""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from readmes import READMES, ROOT, block
 from torch import nn
 
 import harness
 from harness import handbook
 from harness.study import load_study
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 METHODS_README = (ROOT / "methods" / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+FOLDERS = ("harness", "methods", "metrics", "tests")
+SOURCES = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    path.parent for folder in ("harness", "methods", "metrics", "tests") for path in (ROOT / folder).rglob("*.py")
+]
 
 
 def build():
@@ -30,14 +31,14 @@ def build():
 def test_the_lines_for_ones_own_model_run(capsys):
     torch.manual_seed(0)
     scope = {"model": build(), "x": torch.rand(6, 3, 16, 16), "build": build}
-    exec(blocks("python")[0], scope)
+    exec(block("python", "harness.evaluate(model, x, methods=methods"), scope)
     assert "guided_backprop" in capsys.readouterr().out
     assert scope["results"].failures.empty
     assert harness.explain(scope["model"], scope["x"], method="smoothgrad", samples=2).shape == (6, 3, 16, 16)
 
 
 def test_the_faithfulness_metrics_are_valid():
-    metrics = yaml.safe_load(blocks("yaml")[0])["metrics"]
+    metrics = yaml.safe_load(block("yaml", "metric: sensitivity_n"))["metrics"]
     study = {"name": "faithful", "data": "mnist-5k", "models": ["mnist-cnn"], "methods": ["gradient"]}
     labels = [metric.label for metric in load_study({**study, "metrics": metrics}).metrics]
     assert len(labels) == 8 + 1 + 1
@@ -45,14 +46,14 @@ def test_the_faithfulness_metrics_are_valid():
 
 
 def test_the_study_is_valid():
-    resolved = load_study(yaml.safe_load(next(block for block in blocks("yaml") if "name: fills" in block)))
+    resolved = load_study(yaml.safe_load(block("yaml", "name: fills")))
     assert [metric.label for metric in resolved.metrics][1:] == [
         f"pixel_flipping[fill={f}]" for f in ("black", "grey", "blur")
     ]
 
 
 def test_the_new_method_and_metric_run(tmp_path):
-    (tmp_path / "mine.py").write_text(next(block for block in blocks("python") if "def squared_gradient" in block))
+    (tmp_path / "mine.py").write_text(block("python", "def squared_gradient"))
     from harness.plugins import load_file
 
     load_file(tmp_path / "mine.py")
@@ -63,11 +64,37 @@ def test_the_new_method_and_metric_run(tmp_path):
     assert len(results.records) == 4
 
 
-def test_what_it_points_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
-        assert (ROOT / target).exists(), target
-    for target in re.findall(r"\]\(([^)#]+)\)", METHODS_README):
-        assert (ROOT / "methods" / target).exists(), target
+def anchors(text):
+    """What GitHub calls the headings of a page in links."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_it_points_to_is_there(readme):
+    text = readme.read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        if not link.startswith("http"):
+            target, _, anchor = link.partition("#")
+            path = readme.parent / target if target else readme
+            assert path.exists(), link
+            assert not anchor or anchor in anchors(path.read_text()), link
+
+
+@pytest.mark.parametrize("folder", sorted({*SOURCES, ROOT / "results"}), ids=lambda path: path.name)
+def test_every_folder_says_what_lives_there(folder):
+    assert (folder / "README.md").is_file()
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def test_the_map_of_the_engine_names_every_file():
+    text = (ROOT / "harness" / "README.md").read_text()
+    stems = {path.stem for path in (ROOT / "harness").glob("*.py")} - {"__init__"}
+    named = set(re.findall(r"`(\w+)`", text))
+    assert {stem for stem in stems if not re.search("figures|plotted|^cli_", stem)} <= named
 
 
 def test_the_table_of_metrics_is_that_of_the_registry():
@@ -77,16 +104,13 @@ def test_the_table_of_metrics_is_that_of_the_registry():
 
 
 def test_the_metric_of_the_how_to_runs(tmp_path):
-    text = (ROOT / "metrics" / "README.md").read_text()
-    (tmp_path / "share.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
+    (tmp_path / "share.py").write_text(block("python", "def largest_share"))
     from harness.plugins import load_file
 
     load_file(tmp_path / "share.py")
     results = harness.evaluate(build(), torch.rand(4, 3, 16, 16), methods=["gradient"], metrics=["largest_share"])
     assert results.failures.empty
     assert results.records["value"].between(0, 1).all()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / "metrics" / target).exists(), target
 
 
 def test_the_table_of_methods_is_that_of_the_registry():
@@ -107,8 +131,39 @@ def test_a_source_is_told_by_its_authors(key, text):
     assert handbook.cited(key) == text
 
 
-def test_its_commands_exist():
+def test_its_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", README, flags=re.MULTILINE):
-        target = "".join(target)
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for readme in READMES:
+        for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", readme.read_text(), flags=re.MULTILINE):
+            target = "".join(target)
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), (readme, target)
+
+
+def test_every_kind_of_model_is_a_valid_entry():
+    models = yaml.safe_load(block("yaml", "trained-here"))["models"]
+    resolved = load_study(
+        {"name": "m", "data": "mnist-5k", "models": models, "methods": ["gradient"], "metrics": ["completeness"]}
+    )
+    assert len(resolved.models) == len(models) + 1  # one of them has two checkpoints
+
+
+def test_pictures_with_training_samples_and_masks_are_a_valid_entry():
+    data = yaml.safe_load(block("yaml", "train: more-photos"))["data"]
+    load_study({"name": "d", "data": data, "models": ["mnist-cnn"], "methods": ["gradient"], "metrics": ["roc_auc"]})
+
+
+def test_the_recipe_trains():
+    scope = {}
+    exec(block("python", "def train(model, x, y, seed)"), scope)
+    x = torch.rand(60, 3, 8, 8)
+    y = (x.mean((1, 2, 3)) > 0.5).long()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 2))
+    scope["train"](model, x, y, 0)
+    assert (model(x).argmax(1) == y).double().mean() > 0.9
+
+
+def test_the_file_of_a_published_network_builds():
+    scope = {}
+    exec(block("python", "resnet18(num_classes=3)"), scope)
+    assert scope["build"]()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
