@@ -18,8 +18,6 @@ from harness.study import load_study
 METHODS_README = (ROOT / "methods" / "README.md").read_text()
 FOLDERS = ("harness", "methods", "metrics", "tests")
 SOURCES = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    path.parent for folder in ("harness", "methods", "metrics", "tests") for path in (ROOT / folder).rglob("*.py")
-]
 
 
 def build():
