@@ -43,11 +43,12 @@ def run(
     address: str | None = None,
     cell_seconds: float | None = None,
     precision: Precision = "float32",
+    save_maps: bool = False,
     weigh: bool = False,
     progress: Progress = silent,
     views: bool = True,
 ) -> Results:
-    """Run a study in a folder: compute what is not finished there, then write tables and figures.
+    """Run a study in a folder: compute what is not finished there, then write tables, figures and the report.
 
     Args:
         study: a built-in study, a YAML file or a mapping.
@@ -59,10 +60,11 @@ def run(
         address: of a running Ray cluster, whose machines all see the same files; one on this machine by default.
         cell_seconds: a cell that takes longer is a failure, and the study goes on; by default there is no limit.
         precision: float32, or tf32, which is faster on some GPUs and less exact.
+        save_maps: whether maps and samples are kept in the folder; what a finished run lacks is computed.
         weigh: whether progress goes by what cells are estimated to cost, for which each is tried on two samples, and
             not by their number.
         progress: told what happens.
-        views: whether tables and figures are written.
+        views: whether tables, figures and the report are written.
 
     Raises:
         InputError: something in the study, the data or a model is wrong, or another run is writing into the folder;
@@ -89,6 +91,7 @@ def run(
                     ready.chunk,
                     cell_seconds,
                     precision=precision,
+                    save_maps=save_maps,
                 )
                 execute_on_ray(groups, job, address=address, progress=progress, weight=weight)
             else:
@@ -100,6 +103,7 @@ def run(
                     cell_seconds=cell_seconds,
                     progress=progress,
                     weight=weight,
+                    save_maps=save_maps,
                 )
             results = Results.load(folder.path)
             if views:
@@ -107,6 +111,7 @@ def run(
                     _keep_cascades(groups, results.subjects, ready.seed, folder.path / "figures", progress)
                     write_tables(results, folder.path / "tables")
                     write_figures(results, folder.path / "figures")
+                    results.report()
     return results
 
 
@@ -125,6 +130,7 @@ def evaluate(
     masks: Float[Tensor, "n ..."] | None = None,
     chunk: int = CHUNK,
     precision: Precision = "float32",
+    save_maps: bool = False,
     progress: Progress = silent,
 ) -> Results:
     """Methods x metrics on a model and samples at hand, in memory.
@@ -146,6 +152,7 @@ def evaluate(
         masks: where in each sample the truth lies, [n, 1, ...] or [n, f], for what compares with it.
         chunk: how many samples go through the model at once.
         precision: float32, or tf32, which is faster on some GPUs and less exact.
+        save_maps: whether maps and samples are kept, for the gallery of `Results.report()` and `Results.maps()`.
         progress: told what happens.
 
     Raises:
@@ -161,7 +168,7 @@ def evaluate(
         )
         groups = plan([subject], chosen, tests, seed)
         store: Store = Memory()
-        execute(groups, store, seed=seed, chunk=chunk, progress=progress)
+        execute(groups, store, seed=seed, chunk=chunk, progress=progress, save_maps=save_maps)
     study = {"name": "evaluate", "seed": seed, "target": target}
     return Results({"study": study, "run": "memory"}, tuple(t.cell for g in groups for t in g.tasks), store)
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from harness.curve_figures import COLOURS, LINES
 from harness.evidence import Evidence, Reading
-from harness.figures import COLOURS, DPI, LINES
+from harness.figures import DPI
 from harness.statistics import Interval
 
 if TYPE_CHECKING:

@@ -19,14 +19,30 @@ Kind = Literal["methods", "metrics", "models", "data", "studies", "reproductions
 Engine = Literal["process", "ray"]
 Precision = Literal["float32", "tf32"]
 
+ABOUT = """\
+Which attribution maps can be trusted on this model and data?
+
+From a network in net.py, its weights and a folder of pictures to a report:
+
+\b
+  harness doctor file:net.py:build photos --weights w.pt   what would make results wrong?
+  harness init file:net.py:build photos --weights w.pt     writes study.yaml
+  harness run study.yaml --save-maps                       into results/study
+  harness report results/study                             report.html, for a browser
+  harness table results/study --name verdicts              one table
+  harness compare results/base results/study               two runs
+
+Without a model of your own: `harness run quickstart`. Each verb has examples: `harness run --help`.
+"""
+
 
 app.add_typer(cli_models.app)
 app.add_typer(cli_tables.app)
 
 
-@app.callback()
+@app.callback(help=ABOUT)
 def _about() -> None:
-    """Which attribution maps can be trusted on this model and data?"""
+    pass
 
 
 @app.command()
@@ -46,10 +62,13 @@ def run(
         float | None, typer.Option(help="a cell that takes longer is a failure [default: no limit]")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="tf32 is faster on some GPUs, and less exact")] = "float32",
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="keep maps and samples, for the gallery of the report and other tools")
+    ] = False,
 ) -> None:
-    """Run a study: compute what is not finished, then write tables and figures.
+    """Run a study: compute what is not finished, then write tables, figures and the report.
 
-    Examples: `harness run quickstart`, `harness run my.yaml --samples 50 --out results/try`,
+    Examples: `harness run quickstart --save-maps`, `harness run my.yaml --samples 50 --out results/try`,
     `harness run my.yaml --engine ray` (several GPUs, or with --address several machines).
 
     Exit codes: 0 done; 1 done with failed cells or a broken control; 2 wrong input; 130 interrupted.
@@ -70,6 +89,7 @@ def run(
             address=address,
             cell_seconds=cell_seconds,
             precision=precision,
+            save_maps=save_maps,
             weigh=True,
             progress=progress,
         )
@@ -196,7 +216,10 @@ def reproduce(
 
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
-    """List what is there by name: methods, metrics, models, data, studies or reproductions."""
+    """List what is there by name: methods, metrics, models, data, studies or reproductions; with options and defaults.
+
+    Examples: `harness list methods`, `harness list data`, `harness list studies`.
+    """
     from harness.catalogue import DATA, GUESTS, METHODS, METRICS, MODELS
     from harness.registry import Entry, SourceEntry
     from harness.reproductions import BUILT_IN

@@ -1,4 +1,4 @@
-"""The verbs that read what is there: tables of a run, and comparisons of runs."""
+"""The verbs that read what is there: tables and the report of a run, and comparisons of runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +14,7 @@ from harness.types import InputError
 if TYPE_CHECKING:
     from harness.regressions import Comparison
     from harness.results import Results
+    from harness.statistics import Thresholds
 
 Format = Literal["csv", "markdown", "latex", "html"]
 Test = Literal["wilcoxon", "sign_flip"]
@@ -47,12 +48,10 @@ def table(
     from harness.comparisons import Comparing
     from harness.figures import write_figures
     from harness.results import Results
-    from harness.statistics import Thresholds
     from harness.table_files import FORMATS, write_tables
     from harness.tables import TABLES
 
-    if not 0 < pass_below <= fail_above < 1:
-        raise InputError(f"expected 0 < --pass-below <= --fail-above < 1, got {pass_below} and {fail_above}")
+    thresholds = _thresholds(pass_below, fail_above)
     if form and name in ("", "all"):
         raise InputError("--format goes with the --name of one table")
     effects, others = _numbers(smallest_effect or [], "--smallest-effect")
@@ -60,7 +59,7 @@ def table(
         raise InputError(f"--smallest-effect: expected METRIC=VALUE or MEASURE=VALUE, got {others[0]:g} alone")
     results = replace(
         Results.load(folder),
-        thresholds=Thresholds(pass_below=pass_below, fail_above=fail_above),
+        thresholds=thresholds,
         comparing=Comparing(test, effects),
     )
     _check_effects(results, effects)
@@ -74,6 +73,38 @@ def table(
         show_results(results, folder)
     for each in TABLES if name == "all" else [name] if name else []:
         print_table(results.table(each), each)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="a run folder", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="the file [default: RUN/report.html]")] = None,
+    pass_below: Annotated[float, typer.Option(help="threshold of a PASS")] = 0.2,
+    fail_above: Annotated[float, typer.Option(help="threshold of a FAIL")] = 0.5,
+) -> None:
+    """Write the report of a run: one HTML file with words, tables, charts and maps that needs no network.
+
+    The gallery shows maps that were kept by `harness run STUDY --save-maps`.
+
+    Examples: `harness report results/quickstart`, `harness report results/quickstart --out quickstart.html`.
+    """
+    from harness.results import Results
+
+    results = replace(Results.load(folder), thresholds=_thresholds(pass_below, fail_above))
+    console.print(f"report: {results.report(out)}", markup=False)
+
+
+def _thresholds(pass_below: float, fail_above: float) -> "Thresholds":
+    """The thresholds of verdicts.
+
+    Raises:
+        InputError: they are not in order.
+    """
+    from harness.statistics import Thresholds
+
+    if not 0 < pass_below <= fail_above < 1:
+        raise InputError(f"expected 0 < --pass-below <= --fail-above < 1, got {pass_below} and {fail_above}")
+    return Thresholds(pass_below=pass_below, fail_above=fail_above)
 
 
 def _check_effects(results: "Results", effects: Mapping[str, float]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from socket import create_connection
 from typing import Any, Literal
 
+from harness.kept_maps import lacks_maps
 from harness.plan import Group, Task
 from harness.registry import UnknownNameError
 from harness.store import Folder
@@ -75,7 +76,7 @@ def execute_on_ray(
     store = Folder(job.folder)
     waiting: dict[tuple[str, ...], Group] = {}
     for group in groups:
-        if _unfinished(group, store):
+        if _unfinished(group, store) or (job.save_maps and lacks_maps(group, store, job.seed)):
             # By key, so that a cell that has several labels has one writer.
             waiting.setdefault(tuple(task.cell.key for task in group.tasks), group)
     total = sum(weight(task) for group in groups for task in group.tasks) or 1.0

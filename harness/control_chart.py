@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.figures import COLOURS, LINES
+from harness.curve_figures import COLOURS, LINES
 from harness.regressions import DEFAULT_TOLERANCE, RED, Tolerance, compare
 from harness.results import Results
 from harness.types import InputError

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from harness.case import Passes
-from harness.digests import digest
 from harness.interrupts import OutOfTimeError, finishing, within
-from harness.plan import Group, Task, numerics
+from harness.kept_maps import about, keep_maps, lacks_maps
+from harness.plan import Group, Task, lacking, numerics
 from harness.remarks import in_words
 from harness.rows import rows_of
 from harness.snapshot import Snapshot
@@ -32,6 +32,7 @@ def execute(
     progress: Progress,
     cell_seconds: float | None = None,
     weight: Callable[[Task], float] = lambda _: 1.0,
+    save_maps: bool = False,
 ) -> None:
     """Compute every unfinished cell. A cell that raises becomes a failure; the others go on.
 
@@ -46,6 +47,7 @@ def execute(
         progress: told before each cell.
         cell_seconds: a cell that takes longer is a failure; None: each may take what it needs.
         weight: how much of the whole work a task is.
+        save_maps: whether the maps of each group are kept once its cells are computed.
 
     Raises:
         KeyboardInterrupt: somebody interrupted it; the cell that was on its way was finished.
@@ -60,7 +62,10 @@ def execute(
                 mine = [task for task in group.tasks if (task.cell.key in failed) == again]
                 pending = [task for task in mine if store.info(task.cell) is None]
                 done += sum(weight(task) for task in mine if task not in pending)
-                runner = Runner(group, store, seed=seed, chunk=chunk, cell_seconds=cell_seconds) if pending else None
+                last = again == any(task.cell.key in failed for task in group.tasks)
+                keeping = save_maps and last and lacks_maps(group, store, seed)
+                needed = pending or keeping
+                runner = Runner(group, store, seed=seed, chunk=chunk, cell_seconds=cell_seconds) if needed else None
                 for task in pending:
                     if stopping():
                         raise KeyboardInterrupt
@@ -69,6 +74,8 @@ def execute(
                     if runner and store.info(task.cell) is None:
                         runner.run(task)
                     done += weight(task)
+                if runner and keeping:
+                    runner.keep_maps()
     progress("cells", 1.0, "")
 
 
@@ -127,6 +134,25 @@ class Runner:
                 f"the device was lost in {task.cell.model} · {task.cell.method} · {task.cell.metric} ({outcome}): "
                 "finished cells are kept; run the same command again, this cell comes last then"
             ) from outcome
+
+    def keep_maps(self) -> None:
+        """Keep the maps; a method that raises or does not apply keeps none, and its cells say why.
+
+        Raises:
+            StoppedError: nothing can be written.
+        """
+        if lacking(self.group.subject, self.group.explainer):
+            return
+        try:
+            with within(self.cell_seconds):
+                self._compute_maps()
+        except BaseException as error:
+            if not is_lost_device(error):
+                self._restored()
+            if not isinstance(error, (Exception, OutOfTimeError)):
+                raise
+        else:
+            keep_maps(self.group, self.case, self.store)
 
     def _outcome(self, task: Task) -> Part | Exception:
         """The finished cell, or what it raised; the model is left as it was."""
@@ -217,10 +243,8 @@ class Runner:
             "status": status,
             "reason": reason,
             "samples": len(self.case.samples),
-            "method_function": method.name,
-            "method_version": method.version,
+            **about(self.group),
             "method_family": method.family,
-            "method_options": dict(self.group.explainer.options),
             "method_expected": dict(method.expected),
             "metric_function": task.metric.name,
             "metric_version": task.metric.version,
@@ -233,8 +257,6 @@ class Runner:
             "seconds": seconds,
             **(self.maps_cost or {"maps_forward": 0, "maps_backward": 0, "maps_seconds": 0.0}),
             "remarks": in_words(self.case.remarks),
-            "weights": self.group.subject.source.weights,
-            "contents": digest(self.group.subject.contents),
             "twins": self.group.subject.source.note,
             "device": device,
             "dtype": dtype,

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.figures import COLOURS, DPI
+from harness.curve_figures import COLOURS
+from harness.figures import DPI
 
 COLUMNS = 5
 APART = {"negated": -1.2, "inverted": -0.95, "noise": -0.7, "picture": -0.45}

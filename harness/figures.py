@@ -1,86 +1,83 @@
-"""Figures, as PNG files: the cascade picture, flipping and retraining curves. Views of the run, like the tables."""
+"""Figures of a run, as PNG and PDF: views of its rows, like the tables. Those of curves are in `curve_figures`."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
-from harness.glance import GROUP
+from harness.curve_figures import COLOURS, draw_curves, draw_residuals, draw_retraining, draw_stages
 from harness.pictures import Cascade, read_cascade
+from harness.plotted import curves, residuals
 from harness.rank_figures import draw_models, draw_ranks
-from harness.statistics import Thresholds, mean_interval
+from harness.statistics import Thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from harness.results import Results
 
-DPI, PANELS = 150, 3
+DPI = 150
 CLIP_PERCENTILE = 99.5
 DIVERGING = "RdBu_r"
-LINES = ("-", "--", ":")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's colours, told apart by colour-blind readers; line styles tell the rest apart."""
-
 SIGNS = (("signed", COLOURS[0], "o", -0.25), ("up_to_sign", COLOURS[2], "^", 0.0), ("absolute", COLOURS[1], "s", 0.25))
 """How maps are compared: their colour, marker and place beside the line of their method."""
 
-CURVES = {"pixel_flipping": "probability", "remove_and_retrain": "correct"}
-"""The metrics whose curves are drawn, and what of them."""
-
 
 def write_figures(results: "Results", folder: Path) -> list[Path]:
-    """Every figure that the rows and the kept maps allow."""
+    """Every figure that the rows and the kept cascades allow, each as PNG and as PDF."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for kept in sorted(folder.glob("cascade-*.npz")):
-        picture, _ = read_cascade(kept)
-        if picture.maps.ndim == 4:
-            written.append(_save(draw_cascade(picture), kept.with_suffix(".png")))
-    lifts = results.table("headlines").query("measure == 'lift'")
-    if len(lifts):
-        written.append(_save(draw_lifts(lifts), folder / "lifts.png"))
-    across = results.table("across_models")
-    if len(across) and across["mean_rank"].notna().any():
-        written.append(_save(draw_models(across), folder / "ranks-across-models.png"))
-    points = curves(results)
-    ranked, compared = results.table("rankings"), results.table("comparisons")
-    judged = results.table("verdicts")
-    for (model, seed), name in results.subjects.items():
-        here = points[(points["model"] == model) & (points["model_seed"] == seed)]
-        for kind, draw in (("pixel_flipping", draw_curves), ("remove_and_retrain", draw_retraining)):
-            some = here[here["kind"] == kind]
-            if len(some):
-                written.append(_save(draw(some, name), folder / f"{kind}-{name}.png"))
-        some = ranked[(ranked["model"] == model) & (ranked["model_seed"] == seed)]
-        if len(some):
-            pairs = compared[(compared["model"] == model) & (compared["model_seed"] == seed)]
-            written.append(
-                _save(draw_ranks(some, pairs, f"{name}: mean ranks over samples"), folder / f"ranks-{name}.png")
-            )
-        rows = judged[(judged["model"] == model) & (judged["model_seed"] == seed)] if len(judged) else judged
-        for test in ("parameter_randomization", "random_logit"):
-            shown = rows[(rows["test"] == test) & (rows["measure"] == "spearman")] if len(rows) else rows
-            if shown["low"].notna().any() if len(shown) else False:
-                figure = draw_survival(shown, f"{name}: {test}", results.thresholds)
-                written.append(_save(figure, folder / f"survival-{test}-{name}.png"))
+    for name, figure in figures_of(results, folder):
+        for path in (folder / f"{name}.png", folder / f"{name}.pdf"):
+            figure.savefig(path, dpi=DPI)
+            written.append(path)
     return written
 
 
-def curves(results: "Results") -> pd.DataFrame:
-    """One row for each point of a curve of probability or accuracy against what is removed, with its interval."""
-    rows = []
-    for stack in results.stacks():
-        kind = stack.info.get("metric_function", "")
-        points = pc.field("step").is_valid() & pc.field("mode").is_valid() & (pc.field("measure") == CURVES.get(kind))
-        for series in stack.series(points) if kind in CURVES else ():
-            place = {name: series.labels[name] for name in ("mode", "step")}
-            rows.append({**stack.labels, "kind": kind, **place, **asdict(mean_interval(series.values))})
-    return pd.DataFrame(rows, columns=[*GROUP, "kind", "mode", "step", "value", "low", "high"])
+def figures_of(results: "Results", folder: Path) -> Iterator[tuple[str, Figure]]:
+    """The figures by name, those over all models first.
+
+    Args:
+        results: of a run.
+        folder: where the cascades are kept.
+    """
+    for kept in sorted(folder.glob("cascade-*.npz")):
+        picture, _ = read_cascade(kept)
+        if picture.maps.ndim == 4:
+            yield kept.stem, draw_cascade(picture)
+    lifts = results.table("headlines").query("measure == 'lift'")
+    if len(lifts):
+        yield "lifts", draw_lifts(lifts)
+    across = results.table("across_models")
+    if len(across) and across["mean_rank"].notna().any():
+        yield "ranks-across-models", draw_models(across)
+    points, spread = curves(results), residuals(results)
+    for (model, seed), name in results.subjects.items():
+
+        def mine(frame: pd.DataFrame, model: str = model, seed: int = seed) -> pd.DataFrame:
+            return frame[(frame["model"] == model) & (frame["model_seed"] == seed)] if len(frame) else frame
+
+        for kind, draw in (("pixel_flipping", draw_curves), ("remove_and_retrain", draw_retraining)):
+            some = mine(points[points["kind"] == kind])
+            if len(some):
+                yield f"{kind}-{name}", draw(some, name)
+        ranked = mine(results.table("rankings"))
+        if len(ranked):
+            pairs = mine(results.table("comparisons"))
+            yield f"ranks-{name}", draw_ranks(ranked, pairs, f"{name}: mean ranks over samples")
+        judged, stages = mine(results.table("verdicts")), mine(results.table("cascade"))
+        for test in ("parameter_randomization", "random_logit"):
+            shown = judged[(judged["test"] == test) & (judged["measure"] == "spearman")] if len(judged) else judged
+            if shown["low"].notna().any() if len(shown) else False:
+                yield f"survival-{test}-{name}", draw_survival(shown, f"{name}: {test}", results.thresholds)
+        if len(stages) and stages["survival"].notna().any():
+            signed = stages[stages["sign"] == "signed"]
+            yield f"stages-{name}", draw_stages(signed, f"{name}: what survives down to each block")
+        if len(mine(spread)):
+            yield f"residuals-{name}", draw_residuals(mine(spread), f"{name}: completeness over samples")
 
 
 def draw_cascade(picture: Cascade) -> Figure:
@@ -137,68 +134,6 @@ def draw_lifts(lifts: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_curves(points: pd.DataFrame, model: str) -> Figure:
-    """Mean probability of the explained class against the fraction removed, with 95 % bands: the rows of `curves`.
-
-    A pair of panels for each metric entry (fill, unit), one an order. The dashed black line removes at random.
-    """
-    metrics, methods = list(points["metric"].unique()), list(points["method"].unique())
-    columns = min(len(metrics), PANELS)
-    rows = 2 * -(-len(metrics) // columns)
-    figure = Figure(figsize=(4.2 * columns + 2.4, 3.1 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axis in axes.flat:
-        axis.set_visible(False)
-    for number, metric in enumerate(metrics):
-        here = points[points["metric"] == metric]
-        reference = here[(here["mode"] == "random") & (here["method"] == methods[0])]
-        for below, mode in enumerate(("most_first", "least_first")):
-            axis = axes[2 * (number // columns) + below, number % columns]
-            axis.set_visible(True)
-            for index, method in enumerate(methods):
-                line = here[(here["mode"] == mode) & (here["method"] == method)]
-                style = LINES[index // len(COLOURS) % len(LINES)]
-                _curve(axis, line, COLOURS[index % len(COLOURS)], style, str(method))
-            _curve(axis, reference, "black", (0, (4, 2)), "removed at random")
-            options = str(metric).partition("[")[2].rstrip("]").replace(",", ", ") or metric
-            axis.set_title(f"{options}: {mode.replace('_', ' relevant ')}", fontsize=9)
-            axis.grid(alpha=0.25)
-            axis.tick_params(labelbottom=True)
-    figure.supxlabel("fraction removed", fontsize=10)
-    figure.supylabel("probability of the explained class", fontsize=10)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"{model}: pixel flipping, mean with 95 % interval over samples", fontsize=10)
-    return figure
-
-
-def draw_retraining(points: pd.DataFrame, model: str) -> Figure:
-    """Accuracy of networks trained without a fraction of every sample against that fraction, with 95 % bands.
-
-    One panel a metric entry. The dashed black line removes at random: a map is as good as it lies below.
-    """
-    metrics = list(points["metric"].unique())
-    figure = Figure(figsize=(4.6 * len(metrics) + 2.2, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    methods = list(points["method"].unique())
-    for axis, metric in zip(panels, metrics, strict=True):
-        here = points[points["metric"] == metric]
-        for index, method in enumerate(methods):
-            line = here[(here["mode"] == "most_first") & (here["method"] == method)]
-            style = LINES[index // len(COLOURS) % len(LINES)]
-            _curve(axis, line, COLOURS[index % len(COLOURS)], style, str(method))
-        reference = here[(here["mode"] == "random") & (here["method"] == methods[0])]
-        _curve(axis, reference, "black", (0, (4, 2)), "removed at random")
-        axis.set_title(str(metric), fontsize=9)
-        axis.set_xlabel("fraction removed from all samples, most relevant first")
-        axis.grid(alpha=0.25)
-    panels[0].set_ylabel("accuracy of the network trained on the rest")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"{model}: remove and retrain", fontsize=10)
-    return figure
-
-
 def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> Figure:
     """What survives, with 95 % intervals, beside the verdicts that other thresholds would give.
 
@@ -251,13 +186,6 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
     return figure
 
 
-def _curve(axis: "Axes", points: pd.DataFrame, colour: str, style: object, label: str) -> None:
-    known = points[points["value"].notna()].sort_values("step")
-    if len(known):
-        axis.plot(known["step"], known["value"], color=colour, linestyle=style, lw=1.4, label=label)
-        axis.fill_between(known["step"], known["low"], known["high"], color=colour, alpha=0.12, lw=0)
-
-
 def limit_of(values: np.ndarray) -> float:
     """Where the colours of a map end: the 99.5th percentile of its absolute values.
 
@@ -274,8 +202,3 @@ def show_map(axis: "Axes", values: np.ndarray, **placed: Any) -> None:
     limit = limit_of(values) or 1.0
     # Where there are more values than pixels, values are averaged and not colours: red and blue do not make purple.
     axis.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation_stage="data", **placed)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=DPI)
-    return path

@@ -13,6 +13,7 @@ import pyarrow as pa
 from harness import tables
 from harness.comparisons import DEFAULT_COMPARING, Comparing
 from harness.html import html
+from harness.kept_maps import KeptMaps, KeptSamples, maps_of, samples_of
 from harness.marks import published
 from harness.plan import Cell
 from harness.registry import UnknownNameError, nearest
@@ -132,6 +133,50 @@ class Results:
     def _tables(self) -> dict[str, pd.DataFrame]:
         marks = published().and_of(self.manifest.get("marks", []))
         return tables.build(self.stacks(), self.thresholds, marks, self.comparing)
+
+    def maps(self, method: str, model: str | None = None, model_seed: int = 0) -> KeptMaps:
+        """The raw maps of a method, as `--save-maps` kept them; of the first model where none is named.
+
+        Raises:
+            UnknownNameError: there is no such method or model.
+            InputError: its maps are not kept, or are of other weights, samples or options than the cells.
+        """
+        model = model or self.planned[0].model
+        for name, value in (("model", model), ("method", method)):
+            known = list(dict.fromkeys(getattr(cell, name) for cell in self.planned))
+            if value not in known:
+                raise UnknownNameError(f"unknown {name} {value!r}; {nearest(value, known)}")
+        found = maps_of(self._cells_of(model, model_seed, method), self.store)
+        if found is None:
+            raise InputError(f"no maps of {method} on {model} are kept: run the study again with --save-maps")
+        return found
+
+    def samples(self, model: str | None = None, model_seed: int = 0) -> KeptSamples:
+        """The samples of a model, as `--save-maps` kept them; of the first model where none is named.
+
+        Raises:
+            InputError: they are not kept.
+        """
+        model = model or self.planned[0].model
+        found = samples_of(self._cells_of(model, model_seed), self.store)
+        if found is None:
+            raise InputError(f"no samples of {model} are kept: run the study again with --save-maps")
+        return found
+
+    def _cells_of(self, model: str, model_seed: int, method: str | None = None) -> list[Cell]:
+        mine = [cell for cell in self.planned if (cell.model, cell.model_seed) == (model, model_seed)]
+        return [cell for cell in mine if method in (None, cell.method)]
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the report, one HTML file that needs no network: `report.html` in the run folder by default.
+
+        Returns:
+            The file.
+        """
+        from harness.report import write_report
+
+        folder = self.store.path if isinstance(self.store, Folder) else Path()
+        return write_report(self, Path(path) if path else folder / "report.html")
 
     def _repr_html_(self) -> str:
         """What a notebook shows: verdicts at a glance, and the leaderboard."""

@@ -1,16 +1,20 @@
 """Where finished cells go: a folder, written atomically, or memory. Nothing finished is computed or lost twice."""
 
 import errno
+import io
 import json
 import os
 import secrets
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from zipfile import BadZipFile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -64,6 +68,12 @@ class Store(Protocol):
     def stale(self, cells: set[str]) -> list[str]:
         """The keys of finished cells that are not among these."""
 
+    def put_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays beside the cells, under a name such as `maps/mnist-cnn/gradient-0`."""
+
+    def arrays(self, name: str, *wanted: str) -> Mapping[str, np.ndarray] | None:
+        """The arrays of this name, or those that are wanted of them; None if there are none."""
+
 
 @dataclass
 class Memory:
@@ -71,6 +81,7 @@ class Memory:
 
     parts: dict[str, Part] = field(default_factory=dict)
     failures: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    kept: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     def info(self, cell: Cell) -> Mapping[str, Any] | None:
         """See `Store`."""
@@ -101,10 +112,18 @@ class Memory:
         """See `Store`."""
         return sorted(set(self.parts) - cells)
 
+    def put_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `Store`."""
+        self.kept[name] = arrays
+
+    def arrays(self, name: str, *wanted: str) -> Mapping[str, np.ndarray] | None:
+        """See `Store`."""
+        return self.kept.get(name)
+
 
 @dataclass(frozen=True)
 class Folder:
-    """A run folder: `manifest.json`, `cells/<key>.parquet`, `failures/<key>.json`.
+    """A run folder: `manifest.json`, `cells/<key>.parquet`, `failures/<key>.json`, arrays such as `maps/*/*.npz`.
 
     A part that is torn or was changed is moved to `damaged`, with a warning, and counts as not finished.
     """
@@ -152,6 +171,24 @@ class Folder:
     def stale(self, cells: set[str]) -> list[str]:
         """See `Store`."""
         return sorted(path.stem for path in (self.path / "cells").glob("*.parquet") if path.stem not in cells)
+
+    def put_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `Store`."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomically(self.path / f"{name}.npz", buffer.getvalue())
+
+    def arrays(self, name: str, *wanted: str) -> Mapping[str, np.ndarray] | None:
+        """See `Store`. Every array in such a file has a checksum."""
+        path = self.path / f"{name}.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {each: file[each] for each in wanted or file.files}
+        except (BadZipFile, EOFError, OSError, ValueError, KeyError, zlib.error):
+            self._set_aside(path)
+            return None
 
     @contextmanager
     def taken(self) -> Iterator[None]:

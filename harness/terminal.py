@@ -50,7 +50,9 @@ def show_results(results: "Results", folder: Path) -> None:
         errors.print(
             f"{len(results.stale)} stale cells in {folder}: finished, but no longer named by the study; not shown"
         )
-    console.print(f"tables and figures: {folder}/tables, {folder}/figures\n", markup=False)
+    console.print(
+        f"tables and figures: {folder}/tables, {folder}/figures; the report: {folder}/report.html\n", markup=False
+    )
     for title, line in conclusion(results).items():
         console.print(f"[bold]{title}[/]: {plain(line)}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The outcome of a run in three lines of plain words: what held, what did not, what to look at."""
+"""The outcome of a run in plain words: what held, what did not, what to look at."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -64,10 +64,15 @@ Subjects = Mapping[tuple[str, int], str]
 
 
 def conclusion(results: "Results") -> dict[str, str]:
-    """`held`, `did not hold` and `look at`, each one line.
+    """The statements of a run, each kind in one line."""
+    return {title: "; ".join(said) for title, said in statements(results).items()}
 
-    Of several models a method holds only if it does on each of them; the first line names no others. Controls count
-    in the third line only, and only when they come out wrong: the outcome is known beforehand.
+
+def statements(results: "Results") -> dict[str, list[str]]:
+    """What is said of a run as `held`, `did not hold` and `look at`; never nothing.
+
+    Of several models a method holds only if it does on each of them; the first kind names no others. Controls count
+    in the third kind only, and only when they come out wrong: the outcome is known beforehand.
     """
     doubt = in_error(results.table("verdicts"))
     judged = _without_controls(results, results.table("verdicts"))
@@ -128,9 +133,9 @@ def conclusion(results: "Results") -> dict[str, str]:
     there = {*long["measure"], *(judged["test"] if not judged.empty else ())}
     shown = [what for name, what in SHOWN.items() if name in there]
     return {
-        "held": _line(held, "nothing was tested that can hold"),
-        "did not hold": _line(failed, "nothing that was tested"),
-        "look at": _line([*look, *partly, doubt], " and ".join(shown) or "the leaderboard"),
+        "held": _said(held, "nothing was tested that can hold"),
+        "did not hold": _said(failed, "nothing that was tested"),
+        "look at": _said([*look, *partly, doubt], " and ".join(shown) or "the leaderboard"),
     }
 
 
@@ -209,5 +214,5 @@ def _on(subjects: Subjects, model: str, seed: int, method: str) -> str:
     return f"{method} ({subjects[model, seed]})" if len(subjects) > 1 else method
 
 
-def _line(parts: Sequence[str], otherwise: str) -> str:
-    return "; ".join(part for part in parts if part) or otherwise
+def _said(parts: Sequence[str], otherwise: str) -> list[str]:
+    return [part for part in parts if part] or [otherwise]

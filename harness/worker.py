@@ -42,6 +42,7 @@ class Job:
         threads: of torch; the last bits of a value may depend on it.
         precision: of convolutions and matrix products, likewise.
         cache: where trained networks are kept, if the driver was told.
+        save_maps: whether maps are kept.
     """
 
     study: str | Path | Mapping[str, Any]
@@ -55,6 +56,7 @@ class Job:
     threads: int = field(default_factory=torch.get_num_threads)
     precision: Precision = "float32"
     cache: str = field(default_factory=lambda: os.environ.get(CACHE, ""))
+    save_maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Worker:
                 chunk=job.chunk,
                 cell_seconds=job.cell_seconds,
                 progress=silent,
+                save_maps=job.save_maps,
             )
         except StoppedError as error:
             if error.__cause__ and is_lost_device(error.__cause__):

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from harness import Results
-from harness.figures import curves, write_figures
+from harness.figures import write_figures
 from harness.glance import EXAM
 from harness.plan import Cell
+from harness.plotted import curves
 from harness.rows import rows_of
 from harness.series import series_of
 from harness.statistics import mean_interval, median_interval, survival

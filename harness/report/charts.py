@@ -1,0 +1,278 @@
+"""The charts of the report, as Vega-Lite specifications by Altair: one panel each, as wide as the page lets it be."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import pandas as pd
+
+from harness.curve_figures import COLOURS, SMALLEST
+from harness.plotted import curves, residuals
+from harness.statistics import Thresholds
+
+if TYPE_CHECKING:
+    from harness.results import Results
+
+GREY, MARK, MUTED = "#808080", "var(--mark)", "var(--muted)"
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+RANDOM = "removed at random"
+SIGNS = {"signed": "signed", "up_to_sign": "up to the sign", "absolute": "absolute"}
+SHAPES = ("circle", "triangle-up", "square")
+TESTS = {
+    "parameter_randomization": "Another network: what survives when all weights are random",
+    "random_logit": "Another class: what survives when another class is explained",
+}
+STEP, WIDE_STEP, SPARE = 20, 32, 20
+"""The height of one line of a chart, of one that holds several marks, and what it has above them all."""
+
+CHOSEN = "chosen"
+"""The parameter of a chart that holds the methods which are told apart; empty: all are."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: of which model, in which section, its title, what it says in words, and its specification."""
+
+    subject: str
+    section: str
+    title: str
+    summary: str
+    specification: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the line of a method looks: the controls grey, all others in a colour, with dashes that tell the rest."""
+
+    name: str
+    colour: str
+    dashes: Sequence[int]
+
+
+def styles(methods: Sequence[str], controls: set[str]) -> list[Style]:
+    """The styles of methods, in their order."""
+    found, coloured, grey = [], 0, 0
+    for name in methods:
+        if name in controls:
+            found.append(Style(name, GREY, DASHES[grey % len(DASHES)]))
+            grey += 1
+        else:
+            found.append(Style(name, COLOURS[coloured % len(COLOURS)], DASHES[coloured // len(COLOURS) % len(DASHES)]))
+            coloured += 1
+    return found
+
+
+def charts(results: "Results", looks: Mapping[str, Style]) -> Iterator[Chart]:
+    """All charts that the rows allow, model by model.
+
+    Args:
+        results: of a run.
+        looks: the style of each method.
+    """
+    points, spread = curves(results), residuals(results)
+    judged, stages, long, cost = (results.table(n) for n in ("verdicts", "cascade", "headlines", "cost"))
+    for (model, seed), name in results.subjects.items():
+
+        def mine(frame: pd.DataFrame, model: str = model, seed: int = seed) -> pd.DataFrame:
+            return frame[(frame["model"] == model) & (frame["model_seed"] == seed)] if len(frame) else frame
+
+        for test, title in TESTS.items():
+            yield from _survival(mine(judged), test, name, title, results.thresholds)
+        yield from _stages(mine(stages), name, looks)
+        yield from _curves(mine(points), name, looks)
+        yield from _residuals(mine(spread), name)
+        yield from _headlines(mine(long), name)
+        yield from _costs(mine(cost), name)
+
+
+def _survival(rows: pd.DataFrame, test: str, subject: str, title: str, thresholds: Thresholds) -> Iterator[Chart]:
+    rows = rows[(rows["test"] == test) & (rows["measure"] == "spearman") & rows["low"].notna()] if len(rows) else rows
+    if rows.empty:
+        return
+    known = rows.drop_duplicates(["method", "sign"])
+    data = _records(known, ["method", "sign", "survival", "low", "high", "verdict"])
+    for each in data:
+        each["sign"] = SIGNS[each["sign"]]
+    signs = list(SIGNS.values())
+    base = alt.Chart(alt.Data(values=data)).encode(
+        y=alt.Y("method:N", sort=_methods(known), title=None),
+        yOffset=alt.YOffset("sign:N", sort=signs),
+        color=alt.Color(
+            "sign:N",
+            sort=signs,
+            scale=alt.Scale(domain=signs, range=[COLOURS[0], COLOURS[2], COLOURS[1]]),
+            legend=alt.Legend(title="maps compared", orient="top"),
+        ),
+        tooltip=_tips("method", "sign", "survival", "low", "high", "verdict"),
+    )
+    ends = [min(-0.1, float(known["low"].min())), max(1.1, float(known["high"].max()))]
+    x = alt.X("survival:Q", title="share of the similarity above chance", scale=alt.Scale(domain=ends, clamp=True))
+    shape = alt.Shape("sign:N", sort=signs, scale=alt.Scale(domain=signs, range=list(SHAPES)))
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=alt.Scale(domain=ends, clamp=True)), x2="high:Q")
+    dots = base.mark_point(filled=True, size=55, opacity=1).encode(x=x, shape=shape)
+    lines = [
+        {"at": thresholds.pass_below, "what": f"PASS below {thresholds.pass_below:g}"},
+        {"at": thresholds.fail_above, "what": f"FAIL above {thresholds.fail_above:g}"},
+    ]
+    limits = alt.Chart(alt.Data(values=lines)).encode(x="at:Q")
+    rules = limits.mark_rule(strokeDash=[2, 3], color=MUTED)
+    words = limits.mark_text(align="left", dx=3, dy=-4, y=0, color=MUTED, fontSize=10).encode(text="what:N")
+    signed = known[known["sign"] == "signed"]
+    counted = signed["verdict"].value_counts()
+    summary = f"Signed maps: {', '.join(f'{count} {word}' for word, count in counted.items())}."
+    yield _chart(subject, "randomization", title, summary, rules + bars + dots + words, _height(known, WIDE_STEP))
+
+
+def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> Iterator[Chart]:
+    stages = stages[(stages["sign"] == "signed") & stages["survival"].notna()] if len(stages) else stages
+    for mode in stages["mode"].unique() if len(stages) else ():
+        here = stages[stages["mode"] == mode]
+        data = _records(here, ["method", "stage", "stage_index", "survival", "survival_low", "survival_high"])
+        order = list(here.sort_values("stage_index")["stage"].unique())
+        x = alt.X("stage:N", sort=order, title="randomized down to", axis=alt.Axis(labelAngle=-40, labelLimit=120))
+        scale = alt.Scale(domain=[-0.25, 1.1], clamp=True)
+        y = alt.Y("survival:Q", title="share that survives", scale=scale)
+        base = alt.Chart(alt.Data(values=data))
+        band = base.mark_area().encode(x=x, y=alt.Y("survival_low:Q", scale=scale), y2="survival_high:Q")
+        tips = _tips("method", "stage", "survival", "survival_low", "survival_high")
+        line = base.mark_line(point={"size": 22}).encode(x=x, y=y, tooltip=tips)
+        title = f"Cascade, {str(mode).replace('_', ' ')}: what survives of signed maps"
+        summary = "Lines that stay up are of maps which do not notice that the network has forgotten."
+        yield _chart(subject, "randomization", title, summary, _lines(line, band, here, looks), height=300)
+
+
+def _curves(points: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> Iterator[Chart]:
+    for metric in points["metric"].unique() if len(points) else ():
+        here = points[points["metric"] == metric]
+        removed = here[(here["mode"] == "random") & (here["method"] == here["method"].iloc[0])].assign(method=RANDOM)
+        retrained = here["kind"].iloc[0] == "remove_and_retrain"
+        what = "accuracy after training again" if retrained else "probability of the explained class"
+        for mode in ("most_first", "least_first"):
+            some = pd.concat([here[here["mode"] == mode], removed])
+            some = some[some["value"].notna()]
+            if not (some["mode"] == mode).any():
+                continue
+            data = _records(some, ["method", "step", "value", "low", "high"])
+            base = alt.Chart(alt.Data(values=data))
+            x = alt.X("step:Q", title="fraction removed")
+            y = alt.Y("value:Q", title=what)
+            band = base.mark_area().encode(x=x, y="low:Q", y2="high:Q")
+            line = base.mark_line().encode(x=x, y=y, tooltip=_tips("method", "step", "value", "low", "high"))
+            order = mode.replace("_", " relevant ")
+            good = "below" if mode == "most_first" else "above"
+            summary = f"A map that knows what matters lies {good} the black dashed line of a random order."
+            yield _chart(
+                subject, "flipping", f"{metric}: {order}", summary, _lines(line, band, some, looks), height=280
+            )
+
+
+def _residuals(spread: pd.DataFrame, subject: str) -> Iterator[Chart]:
+    if spread.empty:
+        return
+    names = [f"p{p}" for p in (5, 25, 50, 75, 95)]
+    shown = spread.assign(**{name: spread[name].clip(lower=SMALLEST) for name in names})
+    several = shown["metric"].nunique() > 1
+    shown = shown.assign(method=shown["method"] + (" · " + shown["metric"] if several else ""))
+    data = _records(shown, ["method", *names])
+    tips = _tips("method", *names)
+    base = alt.Chart(alt.Data(values=data)).encode(y=alt.Y("method:N", sort=_methods(shown), title=None), tooltip=tips)
+    scale = alt.Scale(type="log")
+
+    def x(name: str) -> alt.X:
+        title = "residual, relative to the output (log)"
+        return alt.X(f"{name}:Q", scale=scale, title=title, axis=alt.Axis(format=".0e"))
+
+    whole = base.mark_rule(color=MARK).encode(x=x("p5"), x2="p95:Q")
+    half = base.mark_bar(color=MARK, opacity=0.4, height=9).encode(x=x("p25"), x2="p75:Q")
+    middle = base.mark_tick(color=MARK, thickness=3, size=14).encode(x=x("p50"))
+    limit = alt.Chart(alt.Data(values=[{"at": 0.01}])).mark_rule(strokeDash=[2, 3], color=COLOURS[1]).encode(x="at:Q")
+    summary = "Median, middle half, and 5th to 95th percentile of samples; the dotted line is 1 %."
+    title = "Completeness: how far the map is from adding up"
+    yield _chart(subject, "completeness", title, summary, limit + whole + half + middle, _height(shown))
+
+
+def _headlines(long: pd.DataFrame, subject: str) -> Iterator[Chart]:
+    for metric in long["metric"].unique() if len(long) else ():
+        here = long[(long["metric"] == metric) & long["value"].notna()]
+        if here.empty:
+            continue
+        data = _records(here, ["method", "value", "low", "high"])
+        y = alt.Y("method:N", sort=_methods(here), title=None)
+        base = alt.Chart(alt.Data(values=data)).encode(y=y, tooltip=_tips("method", "value", "low", "high"))
+        measure, statistic = here["measure"].iloc[0], here["statistic"].iloc[0]
+        x = alt.X("value:Q", title=str(measure).replace("_", " "), scale=alt.Scale(zero=False))
+        bars = base.mark_rule(strokeWidth=2, color=MARK).encode(x=alt.X("low:Q"), x2="high:Q")
+        dots = base.mark_point(filled=True, size=55, opacity=1, color=MARK).encode(x=x)
+        zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(color=MUTED, strokeDash=[1, 3])
+        summary = f"The {statistic} with its 95 % interval over samples and draws."
+        yield _chart(subject, "leaderboard", str(metric), summary, zero.encode(x="at:Q") + bars + dots, _height(here))
+
+
+def _costs(cost: pd.DataFrame, subject: str) -> Iterator[Chart]:
+    if cost.empty:
+        return
+    grouped = cost.groupby("method", sort=False)
+    seconds = pd.DataFrame({"maps": grouped["maps_seconds"].max(), "metrics": grouped["seconds"].sum()}).reset_index()
+    long = seconds.melt("method", var_name="what", value_name="seconds")
+    base = alt.Chart(alt.Data(values=_records(long, ["method", "what", "seconds"])))
+    colours = alt.Scale(domain=["maps", "metrics"], range=[COLOURS[1], COLOURS[4]])
+    bars = base.mark_bar().encode(
+        y=alt.Y("method:N", sort=list(seconds["method"]), title=None),
+        x=alt.X("seconds:Q", stack=True, title="seconds"),
+        color=alt.Color("what:N", scale=colours, legend=alt.Legend(title=None, orient="top")),
+        tooltip=_tips("method", "what", "seconds"),
+    )
+    total = float(long["seconds"].sum())
+    yield _chart(subject, "cost", "Seconds by method", f"{total:.0f} seconds in all.", bars, _height(seconds))
+
+
+def _lines(line: Any, band: Any, rows: pd.DataFrame, looks: Mapping[str, Style]) -> Any:
+    """Lines with bands, a colour and dashes for each method; those that are not chosen are faint."""
+    there = [looks.get(name, Style(name, "var(--ink)", DASHES[1])) for name in rows["method"].unique()]
+    names = [style.name for style in there]
+    colour = alt.Color("method:N", legend=None, scale=alt.Scale(domain=names, range=[style.colour for style in there]))
+    dashes = alt.StrokeDash(
+        "method:N", legend=None, scale=alt.Scale(domain=names, range=[list(style.dashes) for style in there])
+    )
+    chosen = alt.param(name=CHOSEN, value=[])
+    shown = f"length({CHOSEN}) == 0 || indexof({CHOSEN}, datum.method) >= 0 || datum.method == '{RANDOM}'"
+    faint = alt.condition(shown, alt.value(1.0), alt.value(0.08))
+    fainter = alt.condition(shown, alt.value(0.12), alt.value(0.02))
+    drawn = line.encode(color=colour, strokeDash=dashes, opacity=faint)
+    return (band.encode(color=colour, opacity=fainter) + drawn).add_params(chosen)
+
+
+def _chart(subject: str, section: str, title: str, summary: str, chart: Any, height: int) -> Chart:
+    sized = alt.AutoSizeParams(type="fit-x", contains="padding")
+    specification = chart.properties(width="container", height=height, autosize=sized).to_dict()
+    # Said by the page itself, and addressed to a server that nobody asks.
+    specification.pop("$schema", None)
+    return Chart(subject, section, title, summary, specification)
+
+
+def _height(rows: pd.DataFrame, step: int = STEP) -> int:
+    return step * rows["method"].nunique() + SPARE
+
+
+def _methods(rows: pd.DataFrame) -> list[str]:
+    return [str(name) for name in rows["method"].unique()]
+
+
+def _records(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows as JSON takes them: numbers of five digits, and nothing where there is none."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return None if value != value else float(f"{value:.5g}")
+        return value
+
+    return [{name: plain(row[name]) for name in columns} for row in rows[list(columns)].to_dict("records")]
+
+
+def _tips(*names: str) -> list[alt.Tooltip]:
+    words = {"method", "sign", "verdict", "stage", "what"}
+    return [
+        alt.Tooltip(f"{name}:{'N' if name in words else 'Q'}", **({} if name in words else {"format": ".3g"}))
+        for name in names
+    ]

@@ -1,0 +1,152 @@
+"""The gallery of the report: kept maps as small bytes that the page colours, and the samples as pictures."""
+
+import base64
+import io
+import zlib
+from collections.abc import Sequence
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
+
+from harness.figures import DIVERGING, limit_of
+from harness.kept_maps import KeptMaps, KeptSamples
+from harness.metrics.preprocessing import reduce_channels
+from harness.types import InputError
+
+if TYPE_CHECKING:
+    from harness.results import Results
+
+NUMBERS = 7_000_000
+"""How many numbers of maps a report holds at most, a byte each before they are packed."""
+
+SMALLEST_SIDE, LARGEST_SIDE, LONGEST = 32, 112, 512
+PICTURE_SIDE = 160
+TOP = 127
+ABSOLUTE = "Greys"
+
+
+def gallery(results: "Results") -> list[dict[str, Any]]:
+    """For each model with kept samples: pictures, captions, and the maps of each method that has some."""
+    found = []
+    for (model, seed), name in results.subjects.items():
+        try:
+            samples = results.samples(model, seed)
+        except InputError:
+            continue
+        maps = dict(_maps(results, model, seed))
+        if maps:
+            found.append((name, samples, maps))
+    room = NUMBERS // max(sum(len(maps) for _, _, maps in found), 1)
+    return [_packed(name, samples, maps, room) for name, samples, maps in found]
+
+
+def colours() -> dict[str, str]:
+    """The two colour tables, 256 times red, green, blue: diverging, with zero white, and from white to black."""
+    return {name: _bytes(_table(which)) for name, which in (("signed", DIVERGING), ("absolute", ABSOLUTE))}
+
+
+def _table(name: str) -> np.ndarray:
+    table: np.ndarray = (matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+    return table
+
+
+def _maps(results: "Results", model: str, seed: int) -> Any:
+    for method in dict.fromkeys(c.method for c in results.planned if (c.model, c.model_seed) == (model, seed)):
+        try:
+            yield method, results.maps(method, model, seed)
+        except InputError:
+            continue
+
+
+def _packed(name: str, samples: KeptSamples, maps: dict[str, KeptMaps], room: int) -> dict[str, Any]:
+    """The gallery of one model; `room` is how many numbers the maps of a method may have."""
+    count = min(len(samples.ids), max(room // SMALLEST_SIDE**2, 1))
+    packed = {method: _small(kept.maps[:count], samples.kind, room // count) for method, kept in maps.items()}
+    shapes = {method: values.shape[1:] for method, (values, _) in packed.items()}
+    return {
+        "subject": name,
+        "all": len(samples.ids),
+        "kind": samples.kind,
+        "samples": [
+            {
+                "id": samples.ids[row],
+                "explained": samples.explained[row],
+                "label": samples.labels[row] if samples.labels else "",
+                **_picture(samples.x[row], samples.kind),
+            }
+            for row in range(count)
+        ],
+        "methods": [
+            {
+                "name": method,
+                "shape": list(shapes[method] if len(shapes[method]) == 2 else (1, *shapes[method])),
+                "values": _bytes(values),
+                "positive": positive,
+            }
+            for method, (values, positive) in packed.items()
+        ],
+    }
+
+
+def _small(maps: np.ndarray, kind: str, room: int) -> tuple[np.ndarray, list[float]]:
+    """Maps [n, rows, columns] or [n, places] from -127 to 127 by their own limit, and their share above zero."""
+    values = torch.from_numpy(np.ascontiguousarray(maps)).double()
+    # Of a spectrogram the channels are places of their own.
+    keeps_channels = kind == "signal" and values.ndim == 3 and values.shape[1] > 1
+    values = values if keeps_channels else reduce_channels(values, "sum")
+    above, total = values.clamp(min=0).flatten(1).sum(1), values.abs().flatten(1).sum(1)
+    pooled = _pooled(values, room).numpy()
+    limits = np.array([limit_of(each) or 1.0 for each in pooled]).reshape(-1, *(1,) * (pooled.ndim - 1))
+    scaled = np.clip(pooled / limits, -1, 1) * TOP
+    return scaled.round().astype(np.int8), [round(share, 3) for share in (above / total.clamp(min=1e-30)).tolist()]
+
+
+def _pooled(values: Float[Tensor, "n ..."], room: int) -> Float[Tensor, "n ..."]:
+    """Averages over neighbours, where there are more numbers than there is room for."""
+    if values.ndim == 2:
+        return adaptive_avg_pool1d(values[:, None], min(values.shape[1], LONGEST, room))[:, 0]
+    height, width = values.shape[1:]
+    side = min(LARGEST_SIDE, int(sqrt(room * max(height, width) / min(height, width))))
+    factor = min(1.0, side / max(height, width))
+    size = (max(round(height * factor), 1), max(round(width * factor), 1))
+    return adaptive_avg_pool2d(values[:, None], size)[:, 0]
+
+
+def _picture(x: np.ndarray, kind: str) -> dict[str, Any]:
+    """A sample as the page shows it: a picture, or a line of numbers."""
+    if kind == "image":
+        return {"picture": _image(np.moveaxis(x, 0, -1))}
+    values = np.asarray(x, dtype=np.float64)
+    low, span = values.min(), float(np.ptp(values)) or 1.0
+    if values.ndim == 2 and len(values) > 1:
+        return {"picture": _image(((values - low) / span * 255).astype(np.uint8)[..., None])}
+    line = _pooled(torch.from_numpy(values.reshape(1, -1)), LONGEST)[0].numpy()
+    return {"line": [round(float(value), 3) for value in (line - low) / span]}
+
+
+def _image(pixels: np.ndarray) -> str:
+    """An array [h, w, channels] of bytes as the address of a picture: exact where it is small."""
+    channels = pixels.shape[-1]
+    pixels = pixels if channels in (1, 3) else pixels.mean(-1, keepdims=True).astype(np.uint8)
+    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    small = max(picture.size) <= 64
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    return address_of(picture, "png" if small else "webp")
+
+
+def address_of(picture: Image.Image, form: str) -> str:
+    """A picture as the address that an HTML file may hold in the place of a file's."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=form, quality=80)
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _bytes(values: np.ndarray | Sequence[int]) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 9)).decode()
