@@ -175,7 +175,7 @@ class Folder:
     def put_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """See `Store`."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, **dict[str, Any](arrays))
         write_atomically(self.path / f"{name}.npz", buffer.getvalue())
 
     def arrays(self, name: str, *wanted: str) -> Mapping[str, np.ndarray] | None:

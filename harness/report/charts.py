@@ -111,17 +111,16 @@ def _survival(rows: pd.DataFrame, test: str, subject: str, title: str, threshold
     shape = alt.Shape("sign:N", sort=signs, scale=alt.Scale(domain=signs, range=list(SHAPES)))
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=alt.Scale(domain=ends, clamp=True)), x2="high:Q")
     dots = base.mark_point(filled=True, size=55, opacity=1).encode(x=x, shape=shape)
-    lines = [
-        {"at": thresholds.pass_below, "what": f"PASS below {thresholds.pass_below:g}"},
-        {"at": thresholds.fail_above, "what": f"FAIL above {thresholds.fail_above:g}"},
-    ]
-    limits = alt.Chart(alt.Data(values=lines)).encode(x="at:Q")
-    rules = limits.mark_rule(strokeDash=[2, 3], color=MUTED)
-    words = limits.mark_text(align="left", dx=3, dy=-4, y=0, color=MUTED, fontSize=10).encode(text="what:N")
+    limits = alt.LayerChart()
+    for at, said, align in ((thresholds.pass_below, "PASS <", "right"), (thresholds.fail_above, "FAIL >", "left")):
+        limit = alt.Chart(alt.Data(values=[{"at": at, "said": f"{said} {at:g}"}])).encode(x="at:Q")
+        aside = 4 if align == "left" else -4
+        text = limit.mark_text(align=align, dx=aside, dy=-4, y=0, color=MUTED, fontSize=10).encode(text="said:N")
+        limits += limit.mark_rule(strokeDash=[2, 3], color=MUTED) + text
     signed = known[known["sign"] == "signed"]
     counted = signed["verdict"].value_counts()
     summary = f"Signed maps: {', '.join(f'{count} {word}' for word, count in counted.items())}."
-    yield _chart(subject, "randomization", title, summary, rules + bars + dots + words, _height(known, WIDE_STEP))
+    yield _chart(subject, "randomization", title, summary, limits + bars + dots, _height(known, WIDE_STEP))
 
 
 def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> Iterator[Chart]:
@@ -272,7 +271,4 @@ def _records(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]
 
 def _tips(*names: str) -> list[alt.Tooltip]:
     words = {"method", "sign", "verdict", "stage", "what"}
-    return [
-        alt.Tooltip(f"{name}:{'N' if name in words else 'Q'}", **({} if name in words else {"format": ".3g"}))
-        for name in names
-    ]
+    return [alt.Tooltip(f"{n}:N") if n in words else alt.Tooltip(f"{n}:Q", format=".3g") for n in names]

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from harness.figures import DIVERGING, limit_of
+from harness.glance import signed_ranks
 from harness.kept_maps import KeptMaps, KeptSamples
 from harness.metrics.preprocessing import reduce_channels
+from harness.report.parts import KINDS, SIGNS
 from harness.types import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ SMALLEST_SIDE, LARGEST_SIDE, LONGEST = 32, 112, 512
 PICTURE_SIDE = 160
 TOP = 127
 ABSOLUTE = "Greys"
+EXCHANGED = {"parameter_randomization": "network", "random_logit": "class"}
+"""Test -> what it exchanges, as the gallery says it."""
 
 
 def gallery(results: "Results") -> list[dict[str, Any]]:
@@ -45,6 +49,18 @@ def gallery(results: "Results") -> list[dict[str, Any]]:
             found.append((name, samples, maps))
     room = NUMBERS // max(sum(len(maps) for _, _, maps in found), 1)
     return [_packed(name, samples, maps, room) for name, samples, maps in found]
+
+
+def said_of(results: "Results") -> dict[str, dict[str, list[list[str]]]]:
+    """For each model and method its verdicts, as what was exchanged, the word, its kind and its sign."""
+    found: dict[str, dict[str, list[list[str]]]] = {}
+    judged = signed_ranks(results.table("verdicts"))
+    for _, row in judged.iterrows():
+        what, kind = EXCHANGED.get(row["test"], ""), KINDS.get(row["verdict"], "")
+        if what and kind:
+            chips = found.setdefault(results.subjects[row["model"], row["model_seed"]], {})
+            chips.setdefault(row["method"], []).append([what, row["verdict"], kind, SIGNS[kind]])
+    return found
 
 
 def colours() -> dict[str, str]:

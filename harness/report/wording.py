@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 SECTIONS: Mapping[str, str] = {
     "outcome": "What held",
     "verdicts": "Verdicts",
-    "leaderboard": "Leaderboard",
     "maps": "Maps",
+    "leaderboard": "Leaderboard",
     "randomization": "Randomization",
     "flipping": "Flipping",
     "completeness": "Completeness",

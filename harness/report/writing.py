@@ -17,7 +17,7 @@ from PIL import Image
 from harness.figures import draw_cascade
 from harness.pictures import read_cascade
 from harness.report.charts import charts, styles
-from harness.report.maps import address_of, colours, gallery
+from harness.report.maps import address_of, colours, gallery, said_of
 from harness.report.parts import MOST_ROWS, Table, leaderboard, matrix, plain_table
 from harness.report.wording import GLOSSARY, SECTIONS, TABLES
 from harness.store import Folder, write_atomically
@@ -78,7 +78,7 @@ def page(results: "Results") -> str:
         looks=looks,
         controls=sorted(controls),
         cascades=list(_cascades(results)),
-        gallery=_embedded({"models": maps, "colours": colours()}) if maps else "",
+        gallery=_embedded({"models": maps, "colours": colours(), "said": said_of(results)}) if maps else "",
         failures=results.failures.to_dict("records"),
         stale=len(results.stale),
         provenance=dict(_provenance(results)),
@@ -94,7 +94,7 @@ def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle()
+    script: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub is wrong
     # Inside of a page these words would end the script.
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 

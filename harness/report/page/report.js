@@ -141,7 +141,10 @@
     canvas.setAttribute("aria-label", `map of ${method.name} on ${sample.id}, ${share} % of it positive, ${choice.sign}`);
     paint(canvas, values, choice.sign, choice.over, tables);
     const below = choice.over ? [picture(sample, "")] : [];
-    return element("figure", { className: "tile" }, framed(method.shape, ...below, canvas), element("figcaption", {}, caption));
+    const chips = ((data.said[model().subject] || {})[method.name] || []).map(([what, word, kind, sign]) =>
+      element("span", { className: `chip ${kind}`, title: `another ${what}: ${word}` }, `${sign} ${what}`));
+    if (choice.by === "sample" && chips.length) caption = [caption, element("br"), ...chips];
+    return element("figure", { className: "tile" }, framed(method.shape, ...below, canvas), element("figcaption", {}, ...[caption].flat()));
   };
   let latest = 0;
   const show = async () => {
