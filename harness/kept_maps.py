@@ -87,19 +87,24 @@ def keep_maps(group: Group, case: Case, store: Store) -> None:
         store.put_arrays(where, {"x": _shown(case), **known, "meta": np.array(json.dumps(meta))})
 
 
-def maps_of(cells: Iterable[Cell], store: Store) -> KeptMaps | None:
-    """The kept maps of the cells of one model and method; None where they are not there, or not of these cells."""
-    parts = []
-    for block in _by_block(cells):
-        found = store.arrays(_place(MAPS, block[0]))
+def are_kept(cells: Iterable[Cell], store: Store) -> bool:
+    """Whether the maps of the cells of one model and method are there, made of what the cells were made of."""
+    blocks = _by_block(cells)
+    for block in blocks:
+        found = store.arrays(_place(MAPS, block[0]), "meta")
         info = next((info for cell in block if (info := store.info(cell))), {})
-        if found is None:
-            return None
-        meta = _meta(found)
-        if any(meta.get(name) != _plain(info[name]) for name in COMPARED if name in info):
-            return None
-        parts.append(found)
-    return KeptMaps(_joined(parts, "maps"), _ids(parts), _joined(parts, "target")) if parts else None
+        meta = _meta(found) if found else {}
+        if found is None or any(meta.get(name) != _plain(info[name]) for name in COMPARED if name in info):
+            return False
+    return bool(blocks)
+
+
+def maps_of(cells: Sequence[Cell], store: Store) -> KeptMaps | None:
+    """The kept maps of the cells of one model and method; None where `are_kept` says so."""
+    if not are_kept(cells, store):
+        return None
+    parts = [store.arrays(_place(MAPS, block[0])) or {} for block in _by_block(cells)]
+    return KeptMaps(_joined(parts, "maps"), _ids(parts), _joined(parts, "target"))
 
 
 def samples_of(cells: Iterable[Cell], store: Store) -> KeptSamples | None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from harness import tables
 from harness.comparisons import DEFAULT_COMPARING, Comparing
 from harness.html import html
-from harness.kept_maps import KeptMaps, KeptSamples, maps_of, samples_of
+from harness.kept_maps import KeptMaps, KeptSamples, are_kept, maps_of, samples_of
 from harness.marks import published
 from harness.plan import Cell
 from harness.registry import UnknownNameError, nearest
@@ -150,6 +150,10 @@ class Results:
         if found is None:
             raise InputError(f"no maps of {method} on {model} are kept: run the study again with --save-maps")
         return found
+
+    def has_maps(self, method: str, model: str, model_seed: int = 0) -> bool:
+        """Whether the maps of a method are kept, and are those that its cells were computed from."""
+        return are_kept(self._cells_of(model, model_seed, method), self.store)
 
     def samples(self, model: str | None = None, model_seed: int = 0) -> KeptSamples:
         """The samples of a model, as `--save-maps` kept them; of the first model where none is named.

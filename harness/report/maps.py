@@ -4,6 +4,7 @@ import base64
 import io
 import zlib
 from collections.abc import Sequence
+from itertools import islice
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from harness.figures import DIVERGING, limit_of
 from harness.glance import signed_ranks
-from harness.kept_maps import KeptMaps, KeptSamples
+from harness.kept_maps import KeptSamples
 from harness.metrics.preprocessing import reduce_channels
 from harness.report.parts import KINDS, SIGNS
 from harness.types import InputError
@@ -44,11 +45,11 @@ def gallery(results: "Results") -> list[dict[str, Any]]:
             samples = results.samples(model, seed)
         except InputError:
             continue
-        maps = dict(_maps(results, model, seed))
-        if maps:
-            found.append((name, samples, maps))
-    room = NUMBERS // max(sum(len(maps) for _, _, maps in found), 1)
-    return [_packed(name, samples, maps, room) for name, samples, maps in found]
+        methods = [method for method in _methods(results, model, seed) if results.has_maps(method, model, seed)]
+        if methods:
+            found.append((model, seed, name, samples, methods))
+    room = NUMBERS // max(sum(len(methods) for *_, methods in found), 1)
+    return [_packed(results, *each, room) for each in found]
 
 
 def said_of(results: "Results") -> dict[str, dict[str, list[list[str]]]]:
@@ -73,42 +74,29 @@ def _table(name: str) -> np.ndarray:
     return table
 
 
-def _maps(results: "Results", model: str, seed: int) -> Any:
-    for method in dict.fromkeys(c.method for c in results.planned if (c.model, c.model_seed) == (model, seed)):
-        try:
-            yield method, results.maps(method, model, seed)
-        except InputError:
-            continue
+def _methods(results: "Results", model: str, seed: int) -> list[str]:
+    mine = (cell.method for cell in results.planned if (cell.model, cell.model_seed) == (model, seed))
+    return list(dict.fromkeys(mine))
 
 
-def _packed(name: str, samples: KeptSamples, maps: dict[str, KeptMaps], room: int) -> dict[str, Any]:
+def _packed(
+    results: "Results", model: str, seed: int, name: str, samples: KeptSamples, methods: Sequence[str], room: int
+) -> dict[str, Any]:
     """The gallery of one model; `room` is how many numbers the maps of a method may have."""
     count = min(len(samples.ids), max(room // SMALLEST_SIDE**2, 1))
-    packed = {method: _small(kept.maps[:count], samples.kind, room // count) for method, kept in maps.items()}
-    shapes = {method: values.shape[1:] for method, (values, _) in packed.items()}
-    return {
-        "subject": name,
-        "all": len(samples.ids),
-        "kind": samples.kind,
-        "samples": [
-            {
-                "id": samples.ids[row],
-                "explained": samples.explained[row],
-                "label": samples.labels[row] if samples.labels else "",
-                **_picture(samples.x[row], samples.kind),
-            }
-            for row in range(count)
-        ],
-        "methods": [
-            {
-                "name": method,
-                "shape": list(shapes[method] if len(shapes[method]) == 2 else (1, *shapes[method])),
-                "values": _bytes(values),
-                "positive": positive,
-            }
-            for method, (values, positive) in packed.items()
-        ],
-    }
+    packed = []
+    for method in methods:
+        # One after the other, because those of photographs take hundreds of megabytes.
+        values, positive = _small(results.maps(method, model, seed).maps[:count], samples.kind, room // count)
+        shape = values.shape[1:] if values.ndim == 3 else (1, *values.shape[1:])
+        packed.append({"name": method, "shape": list(shape), "values": _bytes(values), "positive": positive})
+    labels = samples.labels or ("",) * len(samples.ids)
+    told = zip(samples.ids, samples.explained, labels, samples.x, strict=True)
+    shown = [
+        {"id": each, "explained": explained, "label": label, **_picture(x, samples.kind)}
+        for each, explained, label, x in islice(told, count)
+    ]
+    return {"subject": name, "all": len(samples.ids), "samples": shown, "methods": packed}
 
 
 def _small(maps: np.ndarray, kind: str, room: int) -> tuple[np.ndarray, list[float]]:
