@@ -97,11 +97,19 @@ def results_of(made, *, family="gradient", statuses=None, model="net"):
         rows = rows_of(listed, [f"s{i:03}" for i in range(count)], torch.zeros(count, dtype=torch.long))
         store.put(cell, Part(rows, info))
         cells.append(cell)
+    subject = {
+        "model": model,
+        "model_seed": 0,
+        "weights": "w" * 8,
+        "weights_from": "a file",
+        "twins": "",
+        "skipped": [],
+    }
     manifest = {
         "study": {"name": "made"},
         "run": "made",
         "environment": {"torch": "2", "device": "cpu", "code": "c" * 32},
-        "subjects": [{"model": model, "weights": "w" * 8, "dataset": "data", "samples": N}],
+        "subjects": [{**subject, "dataset": "data", "samples": N}],
     }
     return Results(manifest, tuple(cells), store)
 

@@ -231,10 +231,21 @@ def test_costs_are_summed_over_blocks(results):
 def test_nothing_that_is_written_or_said_takes_all_rows(tmp_path):
     results = written(Folder(tmp_path))
     write_tables(results, tmp_path / "tables")
-    names = [path.name for path in write_figures(results, tmp_path / "figures")]
-    assert names == ["pixel_flipping-net.png", "survival-parameter_randomization-net.png"]
+    assert drawn_by(results, tmp_path / "figures") == DRAWN
     conclusion(results)
     assert not {"records", "scalars", "cells"} & set(vars(results))
+
+
+DRAWN = ["pixel_flipping-net", "survival-parameter_randomization-net", "stages-net", "residuals-net"]
+
+
+def drawn_by(results, folder):
+    """The names of the figures, each of which is there as PNG and as PDF."""
+    written = write_figures(results, folder)
+    names = list(dict.fromkeys(path.stem for path in written))
+    assert written == [folder / f"{name}.{form}" for name in names for form in ("png", "pdf")]
+    assert all(path.stat().st_size for path in written)
+    return names
 
 
 PEAK = """
@@ -286,9 +297,7 @@ def test_seeds_of_a_model_are_kept_apart(tmp_path):
             expected, found = (frame.drop(columns=["p_holm", "outcome"]) for frame in (expected, found))
         pd.testing.assert_frame_equal(found, expected, check_dtype=name != "families")
     assert list(both.table("verdicts")["verdict"].unique()) == ["PASS", "FAIL"]
-    figures = write_figures(both, tmp_path / "figures")
-    drawn = ("pixel_flipping", "survival-parameter_randomization")
-    assert [path.name for path in figures] == [f"{kind}-net-seed{seed}.png" for seed in (0, 1) for kind in drawn]
+    assert drawn_by(both, tmp_path / "figures") == [f"{name}-seed{seed}" for seed in (0, 1) for name in DRAWN]
 
 
 def test_what_holds_on_some_models_only_is_said_with_the_model():

@@ -79,10 +79,10 @@ def matrix(results: "Results") -> Table:
 
     def cells(row: "pd.Series[Any]") -> list[Cell]:
         reasons = [part for part in str(row.get("reasons") or "").split("; ") if part]
-        why = Cell(f"{len(reasons)} notes" if reasons else "", notes=reasons, value=len(reasons))
+        why = Cell(f"{len(reasons)} notes" if reasons else "", notes=reasons, value=float(len(reasons)))
         return [*(_word(row[name]) for name in names), why]
 
-    return _table(results, frame, "verdicts", "Verdicts at a glance", [*names, "why"], cells)
+    return _table(results, frame, "glance", "Verdicts at a glance", [*names, "why"], cells)
 
 
 def leaderboard(results: "Results") -> Table:

@@ -1,0 +1,219 @@
+"""Reports in a real browser: silent, without a network, by keyboard and screen reader, at any width, on paper."""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+import harness
+
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+WIDTHS = {"light": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
+MOST_BYTES = 15_000_000
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    assert found, "chromium is needed: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report of two networks, with a failed cell."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "broken.py").write_text(
+        "from harness import method\n\n@method(family='gradient')\ndef breaks(model, x, target):\n"
+        "    'A method with a mistake.'\n    raise RuntimeError('a mistake')\n"
+    )
+    study = {
+        "name": "two",
+        "plugins": [str(folder / "broken.py")],
+        "data": {"source": "mnist-5k", "samples": 30},
+        "models": ["mnist-cnn", {"name": "untrained", "source": "mnist-cnn", "weights": "random"}],
+        "methods": ["gradient", {"method": "integrated_gradients", "steps": 4}, "guided_backprop", "breaks"],
+        "metrics": [
+            {"metric": "parameter_randomization", "full_draws": 10, "cascade_draws": 1},
+            "completeness",
+            {"metric": "pixel_flipping", "steps": 6, "fill": ["black", "blur"]},
+        ],
+    }
+    harness.run(study, folder / "run", save_maps=True)
+    return folder / "run" / "report.html"
+
+
+@pytest.fixture(params=["made", "quickstart", "imagenet", "cifar"])
+def report(request):
+    return request.getfixturevalue("made") if request.param == "made" else REFERENCE / request.param / "report.html"
+
+
+@contextmanager
+def opened(browser, path, how="light"):
+    """The page with all its charts drawn; nothing may be said on the console or asked of a network while it is open."""
+    said, asked = [], []
+    context = browser.new_context(**WIDTHS[how])
+    page = context.new_page()
+    # Only the tests read pixels back, and the browser remarks on it.
+    page.on("console", lambda message: None if "getImageData" in message.text else said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    page.evaluate("drawAllCharts()")
+    page.wait_for_function("document.querySelector('#gallery figure:nth-child(2) canvas')")
+    yield page
+    assert said == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+    context.close()
+
+
+def test_it_is_silent_whole_and_small(browser, report):
+    assert report.stat().st_size < MOST_BYTES
+    with opened(browser, report) as page:
+        drawn = page.locator("figure:not([hidden]) > .chart svg.marks")
+        assert drawn.count() == page.locator("figure:not([hidden]) > .chart").count() > 3
+        pictures = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+        assert pictures
+        assert all(pictures)
+
+
+@pytest.mark.parametrize("how", WIDTHS)
+def test_axe_finds_no_serious_violation(browser, report, how):
+    with opened(browser, report, how) as page:
+        for summary in page.locator("details.more > summary").all():
+            summary.click()
+        found = [each for each in Axe().run(page).response["violations"] if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
+def test_it_fits_a_phone(browser, report):
+    with opened(browser, report, "phone") as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("Math.max(...[...document.querySelectorAll('.chart svg')].map(s => s.clientWidth))") < 390
+
+
+def test_tables_are_sorted_by_mouse_and_keyboard(browser, report):
+    with opened(browser, report) as page:
+        page.locator("#table-leaderboard thead th", has_text="pixel_flipping").first.locator("button").focus()
+        column = page.evaluate("document.activeElement.closest('th').cellIndex")
+        values = f"""[...document.querySelectorAll('#table-leaderboard tbody tr:not([hidden])')]
+            .map(row => row.cells[{column}].dataset.value).filter(Boolean).map(Number)"""
+        before = page.evaluate(values)
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.closest('th').getAttribute('aria-sort')") == "ascending"
+        assert page.evaluate(values) == sorted(before)
+        page.locator(f"#table-leaderboard thead tr:first-child th:nth-child({column + 1}) button").click()
+        assert page.evaluate(values) == sorted(before, reverse=True)
+        unknown = page.evaluate(values.replace(".filter(Boolean).map(Number)", ""))
+        assert unknown == sorted(unknown, key=lambda value: value == "")
+
+
+def test_tables_are_filtered(browser, report):
+    with opened(browser, report) as page:
+        rows = page.locator("#table-glance tbody tr:visible")
+        everything = rows.count()
+        page.locator("[data-filter='table-glance']").fill("grad PASS")
+        assert 0 < rows.count() < everything
+        assert all("grad" in text and "PASS" in text for text in rows.all_inner_texts())
+        assert page.locator("[data-count='table-glance']").inner_text() == f"{rows.count()} rows"
+        page.locator("[data-filter='table-glance']").fill("")
+        assert rows.count() == everything
+
+
+PIXELS = """() => {
+    const canvas = document.querySelector('#gallery figure:nth-child(%d) canvas');
+    return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data];
+}"""
+
+
+def test_the_gallery_switches_method_sample_and_sign(browser, report):
+    with opened(browser, report) as page:
+        form = page.locator("#gallery-controls")
+
+        def changed(action, place=2):
+            before = page.evaluate(PIXELS % place)
+            action()
+            page.wait_for_function(
+                f"before => String(({PIXELS % place})()) !== String(before)", arg=before, timeout=5000
+            )
+            return page.evaluate(PIXELS % place)
+
+        signed = page.evaluate(PIXELS % 2)
+        negative = changed(lambda: form.locator("[name=sign]").select_option("negative"))
+        red, blue = negative[0::4], negative[2::4]
+        assert all(r <= b + 1 for r, b in zip(red, blue, strict=True))
+        positive = changed(lambda: form.locator("[name=sign]").select_option("positive"))
+        assert all(r + 1 >= b for r, b in zip(positive[0::4], positive[2::4], strict=True))
+        absolute = changed(lambda: form.locator("[name=sign]").select_option("absolute"))
+        assert all(max(absolute[i : i + 3]) - min(absolute[i : i + 3]) <= 2 for i in range(0, len(absolute), 4))
+        changed(lambda: form.locator("[name=over]").check())
+        changed(lambda: form.locator("[name=over]").uncheck())
+        assert changed(lambda: form.locator("[name=sign]").select_option("signed")) == signed
+        changed(lambda: form.locator("[data-step='1']").click())
+        assert changed(lambda: form.locator("[data-step='-1']").click()) == signed
+        form.locator("[name=by]").select_option("method")
+        page.wait_for_function("document.querySelectorAll('#gallery figure img').length === 0")
+        first = page.evaluate(PIXELS % 1)
+        assert first == signed
+        changed(lambda: form.locator("[name=method]").select_option(index=1), place=1)
+        assert (
+            page.locator("#gallery-note")
+            .inner_text()
+            .startswith(form.locator("[name=method] option").nth(1).inner_text())
+        )
+
+
+def test_a_method_is_told_apart_in_every_chart(browser, report):
+    with opened(browser, report) as page:
+        faint = "document.querySelectorAll('#flipping svg.marks path[opacity=\"0.08\"]').length"
+        assert page.evaluate(faint) == 0
+        button = page.locator("#flipping .legend button[data-method=gradient]")
+        button.press("Enter")
+        page.wait_for_function(f"{faint} > 0")
+        pressed = page.locator(".legend button[aria-pressed=true]")
+        assert set(pressed.all_inner_texts()) == {"gradient"}
+        page.locator("#randomization .legend button[data-all]").click()
+        page.wait_for_function(f"{faint} === 0")
+
+
+def test_one_of_several_models_is_shown_at_a_time(browser, made):
+    with opened(browser, made) as page:
+        panels, rows = page.locator("#flipping .panel:visible"), page.locator("#table-glance tbody tr:visible")
+        one, first = panels.count(), rows.count()
+        texts = panels.all_inner_texts()
+        page.locator("#subject").select_option("untrained")
+        page.evaluate("drawAllCharts()")
+        assert page.locator("figure:not([hidden]) > .chart svg.marks").count()
+        assert (panels.count(), rows.count()) == (one, first)
+        assert [text.split("\n")[0] for text in texts] == [text.split("\n")[0] for text in panels.all_inner_texts()]
+        page.locator("#subject").select_option("")
+        assert (panels.count(), rows.count()) == (2 * one, 2 * first)
+        assert "RuntimeError: a mistake" in page.locator("#failures").inner_text()
+
+
+def test_paper_gets_everything_but_the_controls(browser, report):
+    with opened(browser, report) as page:
+        page.emulate_media(media="print")
+        for hidden in ("nav", ".tools", "#gallery-controls"):
+            assert not page.locator(hidden).first.is_visible()
+        wide = "[...document.querySelectorAll('main table, main svg.marks, main img')].filter(e => e.offsetParent)"
+        assert len(page.pdf(format="A4")) > 100_000
+        assert page.evaluate(f"{wide}.length") > 0
+
+
+def test_a_dark_page_on_paper_is_light(browser, report):
+    with opened(browser, report, "dark") as page:
+        colour = "getComputedStyle(document.body).backgroundColor"
+        assert page.evaluate(colour) == "rgb(20, 24, 29)"
+        page.emulate_media(media="print")
+        assert page.evaluate(colour) == "rgb(255, 255, 255)"
