@@ -15,7 +15,7 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/harness run quickstart
+	$(BIN)/harness run quickstart --save-maps
 
 test: setup
 	$(BIN)/python -m pytest

@@ -244,7 +244,7 @@ def _lines(line: Any, band: Any, rows: pd.DataFrame, looks: Mapping[str, Style])
 
 def _chart(subject: str, section: str, title: str, summary: str, chart: Any, height: int) -> Chart:
     sized = alt.AutoSizeParams(type="fit-x", contains="padding")
-    specification = chart.properties(width="container", height=height, autosize=sized).to_dict()
+    specification = chart.properties(width="container", height=height, autosize=sized).to_dict(validate=False)
     # Said by the page itself, and addressed to a server that nobody asks.
     specification.pop("$schema", None)
     return Chart(subject, section, title, summary, specification)

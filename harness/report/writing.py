@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from harness.figures import draw_cascade
+from harness.figures import DPI, draw_cascade
 from harness.pictures import read_cascade
 from harness.report.charts import charts, styles
 from harness.report.maps import address_of, colours, gallery, said_of
@@ -130,9 +130,8 @@ def _cascades(results: "Results") -> Iterator[Mapping[str, str]]:
         cascade = read_cascade(kept)[0] if kept and kept.exists() else None
         if cascade is None or cascade.maps.ndim != 4:
             continue
-        figure = draw_cascade(cascade)
-        figure.set_dpi(min(150, WIDEST / figure.get_figwidth()))
-        canvas = FigureCanvasAgg(figure)
+        canvas = FigureCanvasAgg(draw_cascade(cascade))
+        canvas.figure.set_dpi(min(DPI, WIDEST / canvas.figure.get_figwidth()))
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
         words = f"{cascade.caption}: rows are {', '.join(cascade.methods)}; columns are {', '.join(cascade.stages)}"
