@@ -177,7 +177,7 @@ class Results:
         Returns:
             The file.
         """
-        from harness.report import write_report
+        from harness.report.writing import write_report
 
         folder = self.store.path if isinstance(self.store, Folder) else Path()
         return write_report(self, Path(path) if path else folder / "report.html")

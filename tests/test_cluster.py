@@ -168,7 +168,7 @@ def folder(tmp_path_factory):
 def here(folder):
     """The study in the process itself."""
     forget_calls(folder)
-    results = harness.run(written(folder), folder / "here", views=False)
+    results = harness.run(written(folder), folder / "here", views=False, save_maps=True)
     assert calls(folder) == calls_of(results)
     assert len(calls_of(results)) == 2 * 2 * 2
     return results
@@ -185,8 +185,14 @@ def test_two_machines_compute_the_same_bits_and_a_failing_cell_is_a_failure(fold
         engine="ray",
         address=cluster,
         views=False,
+        save_maps=True,
         progress=lambda *report: told.append(report),
     )
+    kept = [path.relative_to(folder / "here") for path in (folder / "here").rglob("*.npz")]
+    assert len(kept) > 2 * 2 * 2
+    for path in kept:
+        ours, theirs = np.load(folder / "here" / path), np.load(folder / "there" / path)
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours.files)
     assert len(here.records) > 5000
     assert_same_rows(here.records, there.records)
     columns = ["key", "model", "method", "metric", "status", "maps_forward", "maps_backward", "code", "torch", "chunk"]
