@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -22,8 +23,9 @@ from harness.report import maps as report_maps
 from harness.report.charts import charts, styles
 from harness.report.parts import leaderboard, matrix
 from harness.report.writing import page
+from harness.store import Memory
 from harness.words import conclusion, statements
-from made_rows import cascades, results_of
+from made_rows import VIEWS, cascades, classes, results_of
 
 HOSTILE = "<img src=x onerror=alert(1)>&\"'"
 
@@ -295,3 +297,40 @@ def test_stages_are_drawn_in_their_order(results):
     axis = draw_stages(stages, "stages").axes[0]
     order = stages.sort_values("stage_index")["stage"].unique()
     assert [label.get_text() for label in axis.get_xticklabels()] == list(order)
+
+
+class Photographs(Memory):
+    """Noise in the place of 200 photographs and their maps, which nothing packs well, made when it is asked for."""
+
+    SHAPE = (200, 224, 224)
+
+    def arrays(self, name, *wanted):
+        generator = np.random.default_rng(zlib.crc32(name.encode()))
+        known = {"ids": np.array([f"photograph-{row:04}" for row in range(200)]), "target": np.zeros(200, np.int64)}
+        if name.startswith("samples"):
+            labels = [f"a class with a long name, {row}" for row in range(200)]
+            meta = {"kind": "image", "explained": labels, "labels": labels[::-1]}
+            x = generator.integers(0, 256, (200, 3, 224, 224), np.uint8)
+            return {**known, "x": x, "meta": np.array(json.dumps(meta))}
+        maps = {} if "meta" in wanted else {"maps": generator.standard_normal((200, 1, 224, 224), np.float32)}
+        return {**known, **maps, "meta": np.array("{}")}
+
+
+@pytest.mark.slow
+def test_two_hundred_photographs_and_twenty_methods_stay_under_15_megabytes():
+    made = {
+        (f"method{index}", metric): list(scores)
+        for index in range(20)
+        for metric, scores in (
+            ("parameter_randomization", cascades(dict.fromkeys(VIEWS, (0.3, 0.2, 0.1, 0.0)), n=200)),
+            ("random_logit", classes(0.5, n=200)),
+        )
+    }
+    run = results_of(made)
+    photographs = Photographs(run.store.parts)
+    text = page(replace(run, store=photographs))
+    assert 5_000_000 < len(text.encode()) < 15_000_000
+    found = json.loads(re.search(r'id="gallery-data">(.*?)</script>', text, flags=re.DOTALL)[1])["models"][0]
+    assert len(found["samples"]) == 200
+    assert len(found["methods"]) == 20
+    assert min(min(each["shape"]) for each in found["methods"]) >= report_maps.SMALLEST_SIDE
