@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import time
+from contextlib import chdir
 from html.parser import HTMLParser
 
 import pytest
@@ -12,6 +13,7 @@ import typer
 from commands import commands, furnish, photographs, scripts, shell, trained, typed
 from readmes import READMES, ROOT, block
 
+import harness
 from harness.cli import app
 
 SMALLER = {
@@ -188,6 +190,11 @@ def test_a_strangers_model_gets_its_report_within_five_minutes(tmp_path, capsys)
         print(f"\nfrom a network, weights and pictures to a report: {seconds:.0f} s")
     assert seconds < 300
 
+    scope = {"harness": harness}
+    with chdir(tmp_path):
+        exec(block("python", 'results.maps("gradient")'), scope)
+    assert scope["kept"].maps.shape[1:] == x.shape[1:]
+    assert scope["kept"].ids == scope["shown"].ids
     page = (tmp_path / "results" / "study" / "report.html").read_text()
     loads = Loads()
     loads.feed(page)

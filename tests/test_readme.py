@@ -4,7 +4,9 @@ Their commands are run by tests/test_commands.py.
 """
 
 import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -148,6 +150,26 @@ def test_every_kind_of_model_is_a_valid_entry():
 def test_pictures_with_training_samples_and_masks_are_a_valid_entry():
     data = yaml.safe_load(block("yaml", "train: more-photos"))["data"]
     load_study({"name": "d", "data": data, "models": ["mnist-cnn"], "methods": ["gradient"], "metrics": ["roc_auc"]})
+
+
+def test_methods_of_others_are_valid_entries(tmp_path):
+    np.savez(tmp_path / "theirs.npz", maps=np.ones((4, 1, 28, 28)), ids=np.array([f"mnist-5k/{n}" for n in range(4)]))
+    (tmp_path / "mine.py").write_text("def my_method(model, x, target, *, steps=10):\n    return x\n")
+    methods = yaml.safe_load(block("yaml", "captum:IntegratedGradients"))["methods"]
+    study = {"name": "g", "data": "mnist-5k", "models": ["mnist-cnn"], "methods": methods, "metrics": ["completeness"]}
+    (tmp_path / "guests.yaml").write_text(yaml.safe_dump(study))
+    labels = {method.label for method in load_study(tmp_path / "guests.yaml").methods if not method.added}
+    assert len(labels) == len(methods)
+
+
+def test_the_test_of_ones_own_passes_and_fails():
+    torch.manual_seed(0)
+    scope = {"model": build(), "x": torch.rand(100, 3, 16, 16), "space": harness.InputSpace("image"), "build": build}
+    exec(block("python", "from harness.testing import assert_sane"), scope)
+    scope["test_maps_depend_on_what_the_network_has_learnt"]()
+    scope["assert_sane"] = partial(scope["assert_sane"], method="sobel")
+    with pytest.raises(AssertionError, match="sobel: parameter_randomization is FAIL"):
+        scope["assert_sane"](scope["model"], scope["x"], space=scope["space"], build=build)
 
 
 def test_the_recipe_trains():
