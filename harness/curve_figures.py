@@ -1,4 +1,4 @@
-"""Figures of curves and spreads: flipping, retraining, the stages of a cascade, residuals."""
+"""Figures of curves: flipping, retraining, the stages of a cascade."""
 
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,6 @@ PANELS = 3
 LINES = ("-", "--", ":")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours, told apart by colour-blind readers; line styles tell the rest apart."""
-
-SMALLEST = 1e-12
-"""The smallest residual that is drawn: what is below is rounding."""
 
 
 def draw_curves(points: pd.DataFrame, model: str) -> Figure:
@@ -100,26 +97,6 @@ def draw_stages(stages: pd.DataFrame, title: str) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def draw_residuals(residuals: pd.DataFrame, title: str) -> Figure:
-    """The relative residual of completeness over samples: the median, the middle half, and 5th to 95th percentile."""
-    names = [f"{method}" for method in residuals["method"]]
-    figure = Figure(figsize=(7, 0.34 * len(names) + 1.4), layout="constrained")
-    axis = figure.subplots()
-    shown = residuals[["p5", "p25", "p50", "p75", "p95"]].clip(lower=SMALLEST)
-    for row, (_, spread) in enumerate(shown.iterrows()):
-        axis.plot([spread["p5"], spread["p95"]], [row, row], color=COLOURS[0], lw=1)
-        axis.plot([spread["p25"], spread["p75"]], [row, row], color=COLOURS[0], lw=6, alpha=0.5, solid_capstyle="butt")
-        axis.plot(spread["p50"], row, "o", color=COLOURS[0], ms=5)
-    axis.axvline(0.01, color=COLOURS[1], ls=":", lw=1)
-    axis.set_xscale("log")
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("residual, relative to the output (dotted: 1 %)")
-    axis.grid(alpha=0.2)
-    axis.set_title(title, fontsize=10)
     return figure
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.curve_figures import COLOURS, draw_curves, draw_residuals, draw_retraining, draw_stages
+from harness.curve_figures import COLOURS, draw_curves, draw_retraining, draw_stages
+from harness.method_figures import draw_costs, draw_headlines, draw_residuals
 from harness.pictures import Cascade, read_cascade
-from harness.plotted import curves, residuals
+from harness.plotted import curves, residuals, seconds
 from harness.rank_figures import draw_models, draw_ranks
 from harness.statistics import Thresholds
 
@@ -78,6 +79,11 @@ def figures_of(results: "Results", folder: Path) -> Iterator[tuple[str, Figure]]
             yield f"stages-{name}", draw_stages(signed, f"{name}: what survives down to each block")
         if len(mine(spread)):
             yield f"residuals-{name}", draw_residuals(mine(spread), f"{name}: completeness over samples")
+        long, cost = mine(results.table("headlines")), mine(results.table("cost"))
+        if long["value"].notna().any() if "value" in long else False:
+            yield f"headlines-{name}", draw_headlines(long, f"{name}: headlines with 95 % intervals")
+        if len(cost):
+            yield f"cost-{name}", draw_costs(seconds(cost), f"{name}: what each method took")
 
 
 def draw_cascade(picture: Cascade) -> Figure:

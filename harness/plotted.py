@@ -1,4 +1,4 @@
-"""What figures and charts are drawn from: points of curves, and the spread of residuals. Views of the rows."""
+"""What figures and charts are drawn from: points of curves, the spread of residuals, seconds. Views of the rows."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -43,3 +43,9 @@ def residuals(results: "Results") -> pd.DataFrame:
             spread = dict(zip((f"p{p}" for p in PERCENTILES), np.percentile(values, PERCENTILES), strict=True))
             rows.append({**stack.labels, **spread})
     return pd.DataFrame(rows, columns=[*GROUP, *(f"p{p}" for p in PERCENTILES)])
+
+
+def seconds(cost: pd.DataFrame) -> pd.DataFrame:
+    """One row for each method: seconds of its maps, once, and of all metrics together; `cost`: of one model."""
+    grouped = cost.groupby("method", sort=False)
+    return pd.DataFrame({"maps": grouped["maps_seconds"].max(), "metrics": grouped["seconds"].sum()}).reset_index()

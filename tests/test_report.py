@@ -14,11 +14,12 @@ from torch import nn
 
 import harness
 from harness import Results
-from harness.curve_figures import draw_residuals, draw_stages
+from harness.curve_figures import draw_stages
 from harness.figures import DIVERGING, limit_of, write_figures
 from harness.glance import INDEX
 from harness.kept_maps import KeptSamples
-from harness.plotted import residuals
+from harness.method_figures import draw_costs, draw_headlines, draw_residuals
+from harness.plotted import residuals, seconds
 from harness.report import maps as report_maps
 from harness.report.charts import charts, styles
 from harness.report.parts import leaderboard, matrix
@@ -278,7 +279,8 @@ def test_verdicts_are_told_by_words_and_signs_and_not_by_colour_alone(results):
 
 def test_the_same_figures_are_written_for_papers(results, tmp_path):
     names = {path.name for path in write_figures(results, results.store.path / "figures")}
-    for each in ("cascade", "stages", "residuals", "pixel_flipping", "survival-parameter_randomization"):
+    drawn = "cascade stages residuals pixel_flipping survival-parameter_randomization headlines cost"
+    for each in drawn.split():
         assert {f"{each}-mnist-cnn.pdf", f"{each}-mnist-cnn.png"} <= names
 
 
@@ -290,6 +292,19 @@ def test_residuals_are_percentiles_of_the_rows(results):
     (axis,) = draw_residuals(residuals(results), "completeness").axes
     assert axis.get_xscale() == "log"
     assert [label.get_text() for label in axis.get_yticklabels()] == list(residuals(results)["method"])
+
+
+def test_headlines_and_seconds_are_those_of_the_tables(results):
+    long = results.table("headlines")
+    figure = draw_headlines(long, "headlines")
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    assert set(panels) == set(long[long["value"].notna()]["metric"])
+    shown = panels["completeness"].lines[0].get_xdata()
+    assert list(shown) == list(long[(long["metric"] == "completeness") & long["value"].notna()]["value"])
+    spent, cost = seconds(results.table("cost")), results.table("cost")
+    assert spent["metrics"].sum() == pytest.approx(cost["seconds"].sum())
+    bars = draw_costs(spent, "cost").axes[0].patches
+    assert sum(bar.get_width() for bar in bars) == pytest.approx(spent[["maps", "metrics"]].sum().sum())
 
 
 def test_stages_are_drawn_in_their_order(results):

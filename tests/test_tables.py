@@ -236,7 +236,14 @@ def test_nothing_that_is_written_or_said_takes_all_rows(tmp_path):
     assert not {"records", "scalars", "cells"} & set(vars(results))
 
 
-DRAWN = ["pixel_flipping-net", "survival-parameter_randomization-net", "stages-net", "residuals-net"]
+DRAWN = [
+    "pixel_flipping-net",
+    "survival-parameter_randomization-net",
+    "stages-net",
+    "residuals-net",
+    "headlines-net",
+    "cost-net",
+]
 
 
 def drawn_by(results, folder):

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import altair as alt
 import pandas as pd
 
-from harness.curve_figures import COLOURS, SMALLEST
-from harness.plotted import curves, residuals
+from harness.curve_figures import COLOURS
+from harness.method_figures import SMALLEST
+from harness.plotted import curves, residuals, seconds
 from harness.statistics import Thresholds
 
 if TYPE_CHECKING:
@@ -106,13 +107,19 @@ def _survival(rows: pd.DataFrame, test: str, subject: str, title: str, threshold
         ),
         tooltip=_tips("method", "sign", "survival", "low", "high", "verdict"),
     )
-    ends = [min(-0.1, float(known["low"].min())), max(1.1, float(known["high"].max()))]
-    x = alt.X("survival:Q", title="share of the similarity above chance", scale=alt.Scale(domain=ends, clamp=True))
+    domain = [min(-0.1, float(known["low"].min())), max(1.1, float(known["high"].max()))]
+    x = alt.X("survival:Q", title="share of the similarity above chance", scale=alt.Scale(domain=domain, clamp=True))
     shape = alt.Shape("sign:N", sort=signs, scale=alt.Scale(domain=signs, range=list(SHAPES)))
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=alt.Scale(domain=ends, clamp=True)), x2="high:Q")
+    bars = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", scale=alt.Scale(domain=domain, clamp=True)), x2="high:Q"
+    )
     dots = base.mark_point(filled=True, size=55, opacity=1).encode(x=x, shape=shape)
     limits = alt.LayerChart()
-    for at, said, align in ((thresholds.pass_below, "PASS <", "right"), (thresholds.fail_above, "FAIL >", "left")):
+    ends: tuple[tuple[float, str, Literal["left", "right"]], ...] = (
+        (thresholds.pass_below, "PASS <", "right"),
+        (thresholds.fail_above, "FAIL >", "left"),
+    )
+    for at, said, align in ends:
         limit = alt.Chart(alt.Data(values=[{"at": at, "said": f"{said} {at:g}"}])).encode(x="at:Q")
         aside = 4 if align == "left" else -4
         text = limit.mark_text(align=align, dx=aside, dy=-4, y=0, color=MUTED, fontSize=10).encode(text="said:N")
@@ -211,19 +218,18 @@ def _headlines(long: pd.DataFrame, subject: str) -> Iterator[Chart]:
 def _costs(cost: pd.DataFrame, subject: str) -> Iterator[Chart]:
     if cost.empty:
         return
-    grouped = cost.groupby("method", sort=False)
-    seconds = pd.DataFrame({"maps": grouped["maps_seconds"].max(), "metrics": grouped["seconds"].sum()}).reset_index()
-    long = seconds.melt("method", var_name="what", value_name="seconds")
+    spent = seconds(cost)
+    long = spent.melt("method", var_name="what", value_name="seconds")
     base = alt.Chart(alt.Data(values=_records(long, ["method", "what", "seconds"])))
     colours = alt.Scale(domain=["maps", "metrics"], range=[COLOURS[1], COLOURS[4]])
     bars = base.mark_bar().encode(
-        y=alt.Y("method:N", sort=list(seconds["method"]), title=None),
+        y=alt.Y("method:N", sort=list(spent["method"]), title=None),
         x=alt.X("seconds:Q", stack=True, title="seconds"),
         color=alt.Color("what:N", scale=colours, legend=alt.Legend(title=None, orient="top")),
         tooltip=_tips("method", "what", "seconds"),
     )
     total = float(long["seconds"].sum())
-    yield _chart(subject, "cost", "Seconds by method", f"{total:.0f} seconds in all.", bars, _height(seconds))
+    yield _chart(subject, "cost", "Seconds by method", f"{total:.0f} seconds in all.", bars, _height(spent))
 
 
 def _lines(line: Any, band: Any, rows: pd.DataFrame, looks: Mapping[str, Style]) -> Any:
