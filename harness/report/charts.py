@@ -78,19 +78,27 @@ def charts(results: "Results", looks: Mapping[str, Style]) -> Iterator[Chart]:
         def mine(frame: pd.DataFrame, model: str = model, seed: int = seed) -> pd.DataFrame:
             return frame[(frame["model"] == model) & (frame["model_seed"] == seed)] if len(frame) else frame
 
-        for test, title in TESTS.items():
-            yield from _survival(mine(judged), test, name, title, results.thresholds)
-        yield from _stages(mine(stages), name, looks)
+        for rows in _by_metric(mine(judged)):
+            yield from _survival(rows, name, results.thresholds)
+        for rows in _by_metric(mine(stages)):
+            yield from _stages(rows, name, looks)
         yield from _curves(mine(points), name, looks)
         yield from _residuals(mine(spread), name)
         yield from _headlines(mine(long), name)
         yield from _costs(mine(cost), name)
 
 
-def _survival(rows: pd.DataFrame, test: str, subject: str, title: str, thresholds: Thresholds) -> Iterator[Chart]:
-    rows = rows[(rows["test"] == test) & (rows["measure"] == "spearman") & rows["low"].notna()] if len(rows) else rows
-    if rows.empty:
+def _by_metric(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each entry of a metric: a study may have several with other options."""
+    return [part for _, part in rows.groupby("metric", sort=False)] if len(rows) else []
+
+
+def _survival(rows: pd.DataFrame, subject: str, thresholds: Thresholds) -> Iterator[Chart]:
+    test, metric = rows["test"].iloc[0], rows["metric"].iloc[0]
+    rows = rows[(rows["measure"] == "spearman") & rows["low"].notna()]
+    if rows.empty or test not in TESTS:
         return
+    title = TESTS[test] if metric == test else f"{TESTS[test]} ({metric})"
     known = rows.drop_duplicates(["method", "sign"])
     data = _records(known, ["method", "sign", "survival", "low", "high", "verdict"])
     for each in data:
@@ -131,8 +139,10 @@ def _survival(rows: pd.DataFrame, test: str, subject: str, title: str, threshold
 
 
 def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> Iterator[Chart]:
-    stages = stages[(stages["sign"] == "signed") & stages["survival"].notna()] if len(stages) else stages
-    for mode in stages["mode"].unique() if len(stages) else ():
+    metric = stages["metric"].iloc[0]
+    entry = "" if metric == "parameter_randomization" else f" ({metric})"
+    stages = stages[(stages["sign"] == "signed") & stages["survival"].notna()]
+    for mode in stages["mode"].unique():
         here = stages[stages["mode"] == mode]
         data = _records(here, ["method", "stage", "stage_index", "survival", "survival_low", "survival_high"])
         order = list(here.sort_values("stage_index")["stage"].unique())
@@ -143,7 +153,7 @@ def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
         band = base.mark_area().encode(x=x, y=alt.Y("survival_low:Q", scale=scale), y2="survival_high:Q")
         tips = _tips("method", "stage", "survival", "survival_low", "survival_high")
         line = base.mark_line(point={"size": 22}).encode(x=x, y=y, tooltip=tips)
-        title = f"Cascade, {str(mode).replace('_', ' ')}: what survives of signed maps"
+        title = f"Cascade, {str(mode).replace('_', ' ')}: what survives of signed maps{entry}"
         summary = "Lines that stay up are of maps which do not notice that the network has forgotten."
         yield _chart(subject, "randomization", title, summary, _lines(line, band, here, looks), height=300)
 
