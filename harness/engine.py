@@ -248,6 +248,7 @@ class Runner:
             "method_expected": dict(method.expected),
             "metric_function": task.metric.name,
             "metric_version": task.metric.version,
+            "metric_family": task.metric.family,
             "metric_options": task.options,
             "headline": task.metric.headline,
             "direction": task.metric.direction,

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from harness.statistics import (
     kendall,
     kendall_w,
     mean_interval,
+    median_interval,
     nemenyi,
     places_of,
     ranks_of,
-    resampled_means,
+    resampled_by,
 )
 
 MODEL = ["model", "model_seed"]
@@ -38,7 +39,8 @@ FEWEST = 2
 
 
 def rankings(headlines: Sequence[Headline]) -> pd.DataFrame:
-    """One row for each model, metric that ranks, and method: its rank by the mean, 1 for the best.
+    """One row for each model, metric that ranks, and method: its rank by the statistic that stands for it, the
+    mean or the median, 1 for the best.
 
     `low` to `high` holds the rank in 95 % of resamples of the samples, `best` is how often it is first. `mean_rank` is
     the mean of the ranks in single samples, and `kendall_w` how far samples agree on the order.
@@ -50,7 +52,8 @@ def rankings(headlines: Sequence[Headline]) -> pd.DataFrame:
             continue
         each = ranks_of(scores.T)
         size = {"kendall_w": kendall_w(each), "methods": len(methods), "samples": len(each)}
-        for method, place, mean in zip(methods, places_of(resampled_means(scores)), each.mean(0), strict=True):
+        places = places_of(resampled_by(group[0].statistic, scores))
+        for method, place, mean in zip(methods, places, each.mean(0), strict=True):
             where = {"model": model, "model_seed": seed, "metric": metric, "method": method}
             rows.append({**where, **asdict(place), "mean_rank": float(mean), **size})
     return pd.DataFrame(rows, columns=RANKINGS)
@@ -72,7 +75,8 @@ def families(headlines: Sequence[Headline]) -> tuple[pd.DataFrame, pd.DataFrame]
         methods, scores = _cube(metrics)
         if len(metrics) < FEWEST or min(len(methods), scores.shape[2] if scores.ndim == 3 else 0) < FEWEST:
             continue
-        ranks = ranks_of(resampled_means(scores))
+        found = [resampled_by(group[0].statistic, each) for group, each in zip(metrics, scores, strict=True)]
+        ranks = ranks_of(np.stack(found, axis=1))
         means = ranks.mean(1)
         where = {"model": model, "model_seed": seed, "family": family}
         size = {"kendall_w": kendall_w(ranks[0]), "metrics": len(metrics), "samples": scores.shape[2]}
@@ -84,8 +88,8 @@ def families(headlines: Sequence[Headline]) -> tuple[pd.DataFrame, pd.DataFrame]
             rest = np.delete(ranks[0], index, 0).mean(0)
             first, before = methods[int(rest.argmin())], methods[int(means[0].argmin())]
             tau = float(kendall(means[:1], rest[None])[0])
-            found = {"left_out": group[0].labels["metric"], "tau": tau, "first": first, "first_of_all": before}
-            left.append({**where, **found, "changes": first != before})
+            told = {"left_out": group[0].labels["metric"], "tau": tau, "first": first, "first_of_all": before}
+            left.append({**where, **told, "changes": first != before})
     return pd.DataFrame(rows, columns=FAMILIES), pd.DataFrame(left, columns=LEFT_OUT)
 
 
@@ -107,9 +111,9 @@ def _cube(metrics: Sequence[Sequence[Headline]]) -> tuple[list[str], Float[np.nd
 def across_models(headlines: Sequence[Headline]) -> pd.DataFrame:
     """One row for each metric and method on two models or more: models are what is counted, not their samples.
 
-    `mean` over models of what each gives on average, with Student's interval over models; `mean_rank` over models,
-    `wins` on how many it is first, ties shared. `friedman_p` tests whether methods differ at all, and mean ranks that
-    are less than `critical_difference` apart (Nemenyi) are not told from each other.
+    `mean` over models of the statistic that stands for the metric on each, with Student's interval over models;
+    `mean_rank` over models, `wins` on how many it is first, ties shared. `friedman_p` tests whether methods differ at
+    all, and mean ranks that are less than `critical_difference` apart (Nemenyi) are not told from each other.
     """
     found: dict[tuple[str, str], dict[str, dict[Subject, Headline]]] = defaultdict(lambda: defaultdict(dict))
     for each in headlines:
@@ -122,7 +126,7 @@ def across_models(headlines: Sequence[Headline]) -> pd.DataFrame:
         whole = {method: by_model for method, by_model in table.items() if len(by_model) == len(models)}
         if len(models) < FEWEST or not whole:
             continue
-        means = np.array([[_mean(by_model[model]) for model in models] for by_model in whole.values()])
+        means = np.array([[_interval(by_model[model]).value for model in models] for by_model in whole.values()])
         signed = means * (-1 if any_one.direction == "lower" else 1)
         extra = _over_models(signed) if any_one.ranks else [{} for _ in whole]
         for method, each, more in zip(whole, means, extra, strict=True):
@@ -153,15 +157,17 @@ def classes(headlines: Sequence[Headline]) -> pd.DataFrame:
     for each in headlines:
         for target in np.unique(each.targets) if len(np.unique(each.targets)) > 1 else ():
             some = each.values[each.targets == target]
-            interval = asdict(mean_interval(some))
+            interval = asdict(_interval(replace(each, values=some)))
             rows.append(
                 {**each.labels, "target": int(target), "measure": each.measure, **interval, "samples": len(some)}
             )
     return pd.DataFrame(rows, columns=CLASSES)
 
 
-def _mean(headline: Headline) -> float:
-    return mean_interval(headline.values).value
+def _interval(headline: Headline) -> Interval:
+    """What stands for a headline, with its interval: as in the table of headlines."""
+    values = headline.values
+    return median_interval(values.mean(1)) if headline.statistic == "median" else mean_interval(values)
 
 
 def _renamed(interval: Interval) -> dict[str, float]:

@@ -69,7 +69,7 @@ def shell(command, folder):
 
 def typed(command, folder):
     """Run a command in a folder, within this process, as importing all anew takes longer; its exit code."""
-    words, _, file = command.partition(" > ")
+    words, _, file = command.strip().partition(" > ")
     *module, verb = shlex.split(words)[: 3 if words.startswith("python -m") else 1]
     arguments = shlex.split(words)[1 + len(module) :]
     before, sys.argv = sys.argv, [verb, *arguments]

@@ -9,7 +9,7 @@ from harness import Results
 from harness.agreement import agreement, fills, setups
 from harness.plan import Cell
 from harness.rows import rows_of
-from harness.statistics import basic_bootstrap, kendall, resampled, resampled_means, signs
+from harness.statistics import basic_bootstrap, kendall, resampled, resampled_by, resampled_means, signs
 from harness.store import Memory, Part
 from harness.types import Score
 
@@ -147,6 +147,13 @@ def test_means_of_resampled_samples_are_those_of_each_one_and_ties_stay_ties():
     np.testing.assert_allclose(means, expected, rtol=0, atol=1e-15)
     assert (means[..., 4] == means[..., 1]).all()
     assert (signs(means)[..., 6] == 0).all()
+
+
+def test_medians_of_resampled_samples_are_those_of_each_one():
+    values = np.random.default_rng(3).normal(size=(3, 5, 70))
+    expected = [np.median(values, 2), *(np.median(values[..., pick], 2) for pick in resampled(70))]
+    assert np.array_equal(resampled_by("median", values), expected)
+    assert np.array_equal(resampled_by("mean", values), resampled_means(values))
 
 
 def test_samples_are_drawn_as_in_one_piece():

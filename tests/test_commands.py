@@ -17,7 +17,6 @@ import harness
 from harness.cli import app
 
 SMALLER = {
-    "harness run study.yaml": "--samples 4",
     "harness run fills.yaml": "--samples 4",
     "harness plan fills.yaml": "--samples 4",
     "harness exam": "roc_auc --samples 16",
@@ -36,13 +35,17 @@ JUDGED = [
     "test_adebayo2018.py::test_in_the_world_of_the_paper_every_claim_is_reproduced",
 ]
 PATH = ["test_commands.py::test_a_strangers_model_gets_its_report_within_five_minutes"]
+FRESH = ["test_init.py::test_init_and_run_in_a_fresh_folder"]
+SHOWN = ["test_cli.py::test_a_run_writes_tables_and_figures_and_ends_in_three_lines"]
 NIGHTS = ["test_nightly.py::test_nights_are_green_until_something_is_worse"]
 ELSEWHERE = {
     "harness init file:net.py:build photos --weights w.pt": PATH,
     "harness run study.yaml --save-maps": PATH,
-    "harness init file:net.py:build photos --weights w.safetensors": [
-        "test_init.py::test_init_and_run_in_a_fresh_folder"
-    ],
+    "harness init file:net.py:build photos --weights w.safetensors": FRESH,
+    "harness run study.yaml": FRESH,
+    "harness table results/study --name verdicts": SHOWN,
+    "harness table results/study --pass-below 0.1 --fail-above 0.6": SHOWN,
+    "harness table results/fills --name verdicts": SHOWN,
     "harness run fills.yaml --cell-seconds 600": ["test_ends.py::test_a_cell_has_its_time_and_no_more"],
     "harness run planted": [
         "test_truth.py::test_a_study_of_all_planted_tasks_is_there",

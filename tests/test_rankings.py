@@ -1,5 +1,7 @@
 """Tables of comparisons and rankings: by hand on made runs, from rows to words."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -85,6 +87,24 @@ def test_ranks_with_what_they_may_be():
     lower = rankings(made(three(), direction="lower")).set_index("method")
     assert lower.loc["a", "rank"] == 3
     assert rankings(made(three(), direction="")).empty
+
+
+def tailed(statistic):
+    """`a` is the better one in most samples, and far worse in a few."""
+    worse = np.where(np.arange(N) < 5, -100.0, 0.0)
+    headlines = made({("net", "a", "area"): COMMON + 1 + worse, ("net", "b", "area"): COMMON})
+    return [replace(each, statistic=statistic) for each in headlines]
+
+
+def test_methods_rank_by_the_statistic_that_stands_for_the_metric():
+    for statistic, ranks in (("mean", [2, 1]), ("median", [1, 2])):
+        assert rankings(tailed(statistic))["rank"].tolist() == ranks
+        others = [replace(each, labels={**each.labels, "metric": "two"}) for each in tailed(statistic)]
+        assert families(tailed(statistic) + others)[0]["mean_rank"].tolist() == ranks
+        models = [replace(each, labels={**each.labels, "model": "other"}) for each in tailed(statistic)]
+        assert across_models(tailed(statistic) + models)["mean_rank"].tolist() == ranks
+        row = classes(tailed(statistic)).iloc[0]
+        assert row["value"] == pytest.approx(getattr(np, statistic)(tailed(statistic)[0].values[::3]))
 
 
 def test_a_sample_without_a_score_ranks_nobody_and_a_method_without_any_is_left_out():

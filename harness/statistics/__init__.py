@@ -5,6 +5,7 @@ from harness.statistics.intervals import (
     NO_INTERVAL,
     Estimate,
     Interval,
+    Statistic,
     Values,
     difference_of,
     estimate_of,
@@ -17,7 +18,6 @@ from harness.statistics.intervals import (
 from harness.statistics.paired import (
     TESTS,
     Contrast,
-    Statistic,
     Test,
     contrast,
     holm,
@@ -29,7 +29,7 @@ from harness.statistics.paired import (
 )
 from harness.statistics.power import samples_needed
 from harness.statistics.ranks import Place, cliques, firsts, kendall_w, nemenyi, places, places_of, ranks_of
-from harness.statistics.resampling import basic_bootstrap, basic_interval, resampled, resampled_means
+from harness.statistics.resampling import basic_bootstrap, basic_interval, resampled, resampled_by, resampled_means
 from harness.statistics.survival import (
     DEFAULT,
     FALSE_VERDICTS,
@@ -81,6 +81,7 @@ __all__ = [
     "rank_biserial",
     "ranks_of",
     "resampled",
+    "resampled_by",
     "resampled_means",
     "samples_needed",
     "share_interval",

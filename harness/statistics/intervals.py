@@ -5,12 +5,14 @@ Values come as matrices [samples, draws]; NaN marks what is undefined and is lef
 
 from dataclasses import dataclass
 from math import hypot, sqrt
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy import optimize, special, stats
 
 Values = Float[np.ndarray, "samples draws"]
+Statistic = Literal["mean", "median"]
 
 SMALLEST = 1e-300
 """Probabilities below are this."""

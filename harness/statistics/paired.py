@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from harness.statistics.intervals import Interval, estimate_of, median_interval, over_draws
+from harness.statistics.intervals import Interval, Statistic, estimate_of, median_interval, over_draws
 
 Test = Literal["wilcoxon", "sign_flip"]
-Statistic = Literal["mean", "median"]
 Told = Literal["above", "below", "equivalent", ""]
 Differences = Float[np.ndarray, " samples"]
 

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Float, Int
 
-from harness.statistics.intervals import Interval
+from harness.statistics.intervals import Interval, Statistic
 
 
 def resampled(samples: int, times: int = 1000) -> Iterator[Int[np.ndarray, " samples"]]:
@@ -29,6 +29,19 @@ def resampled_means(
     while some := list(islice(picks, chunk)):
         means.append(np.stack([np.bincount(pick, minlength=samples) for pick in some]).astype(float) @ rows.T)
     return (np.concatenate(means) / samples)[:, place].reshape(-1, *values.shape[:-1])
+
+
+def resampled_medians(values: Float[np.ndarray, "*rows samples"]) -> Float[np.ndarray, "one_and_resampled *rows"]:
+    """The median of each row over the samples, and below it over those that are drawn in each `resampled`."""
+    picks = resampled(values.shape[-1])
+    return np.stack([np.median(values, axis=-1), *(np.median(values[..., pick], axis=-1) for pick in picks)])
+
+
+def resampled_by(
+    statistic: Statistic, values: Float[np.ndarray, "*rows samples"]
+) -> Float[np.ndarray, "one_and_resampled *rows"]:
+    """The mean or the median of each row over the samples, and below it over those that are drawn again and again."""
+    return resampled_medians(values) if statistic == "median" else resampled_means(values)
 
 
 def basic_bootstrap(
