@@ -79,6 +79,9 @@ def table(
 def report(
     folder: Annotated[Path, typer.Argument(help="a run folder", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="the file [default: RUN/report.html]")] = None,
+    gallery: Annotated[
+        int | None, typer.Option(min=1, help="samples of each model whose maps are shown [default: all that fit]")
+    ] = None,
     pass_below: Annotated[float, typer.Option(help="threshold of a PASS")] = 0.2,
     fail_above: Annotated[float, typer.Option(help="threshold of a FAIL")] = 0.5,
 ) -> None:
@@ -86,12 +89,13 @@ def report(
 
     The gallery shows maps that were kept by `harness run STUDY --save-maps`.
 
-    Examples: `harness report results/quickstart`, `harness report results/quickstart --out quickstart.html`.
+    Examples: `harness report results/quickstart`,
+    `harness report results/quickstart --out quickstart.html --gallery 24`.
     """
     from harness.results import Results
 
     results = replace(Results.load(folder), thresholds=_thresholds(pass_below, fail_above))
-    console.print(f"report: {results.report(out)}", markup=False)
+    console.print(f"report: {results.report(out, gallery=gallery)}", markup=False)
 
 
 def _thresholds(pass_below: float, fail_above: float) -> "Thresholds":

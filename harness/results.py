@@ -171,8 +171,12 @@ class Results:
         mine = [cell for cell in self.planned if (cell.model, cell.model_seed) == (model, model_seed)]
         return [cell for cell in mine if method in (None, cell.method)]
 
-    def report(self, path: str | Path | None = None) -> Path:
+    def report(self, path: str | Path | None = None, *, gallery: int | None = None) -> Path:
         """Write the report, one HTML file that needs no network: `report.html` in the run folder by default.
+
+        Args:
+            path: of the file.
+            gallery: how many samples of each model are in its gallery, at most.
 
         Returns:
             The file.
@@ -180,7 +184,7 @@ class Results:
         from harness.report.writing import write_report
 
         folder = self.store.path if isinstance(self.store, Folder) else Path()
-        return write_report(self, Path(path) if path else folder / "report.html")
+        return write_report(self, Path(path) if path else folder / "report.html", gallery)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: verdicts at a glance, and the leaderboard."""

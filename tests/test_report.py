@@ -138,6 +138,7 @@ def test_the_gallery_holds_the_maps(results, monkeypatch):
         assert np.abs(values[row] / 127 * limit - np.clip(kept[row], -limit, limit)).max() <= limit / 254 * 1.001
         assert found["positive"][row] == pytest.approx(kept[row].clip(0).sum() / np.abs(kept[row]).sum(), abs=6e-4)
     assert [sample["id"] for sample in model["samples"]] == list(results.samples().ids)
+    assert len(report_maps.gallery(results, 2)[0]["samples"]) == 2
     monkeypatch.setattr(report_maps, "NUMBERS", 9 * 32**2 * 3)  # methods and controls, for three samples each
     assert len(report_maps.gallery(results)[0]["samples"]) == 3
     assert report_maps.gallery(results)[0]["all"] == 5

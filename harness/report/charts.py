@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import altair as alt
 import pandas as pd
 
+from harness.catalogue import METRICS
 from harness.curve_figures import COLOURS
 from harness.method_figures import SMALLEST
 from harness.plotted import curves, residuals, seconds
@@ -24,6 +25,9 @@ TESTS = {
     "parameter_randomization": "Another network: what survives when all weights are random",
     "random_logit": "Another class: what survives when another class is explained",
 }
+BETTER = {"higher": "Higher is better.", "lower": "Lower is better."}
+DESCRIBED = "It describes maps: neither high nor low is better."
+JUDGED = "The less is left the better, but noise leaves least: such a test judges, and does not rank."
 STEP, WIDE_STEP, SPARE = 20, 32, 20
 """The height of one line of a chart, of one that holds several marks, and what it has above them all."""
 
@@ -73,6 +77,7 @@ def charts(results: "Results", looks: Mapping[str, Style]) -> Iterator[Chart]:
     """
     points, spread = curves(results), residuals(results)
     judged, stages, long, cost = (results.table(n) for n in ("verdicts", "cascade", "headlines", "cost"))
+    readings = _readings(results)
     for (model, seed), name in results.subjects.items():
 
         def mine(frame: pd.DataFrame, model: str = model, seed: int = seed) -> pd.DataFrame:
@@ -84,8 +89,20 @@ def charts(results: "Results", looks: Mapping[str, Style]) -> Iterator[Chart]:
             yield from _stages(rows, name, looks)
         yield from _curves(mine(points), name, looks)
         yield from _residuals(mine(spread), name)
-        yield from _headlines(mine(long), name)
+        yield from _headlines(mine(long), name, readings)
         yield from _costs(mine(cost), name)
+
+
+def _readings(results: "Results") -> dict[str, str]:
+    """Metric -> which of its values are better, in words."""
+    found = {}
+    done = results.cells[results.cells["status"] == "done"].drop_duplicates("metric")
+    for _, cell in done.iterrows():
+        known = METRICS.get(cell["metric_function"])
+        reading = BETTER.get(cell["direction"], DESCRIBED)
+        tests = known is not None and known.family == "randomization" and reading != DESCRIBED
+        found[cell["metric"]] = JUDGED if tests else reading
+    return found
 
 
 def _by_metric(rows: pd.DataFrame) -> list[pd.DataFrame]:
@@ -95,11 +112,11 @@ def _by_metric(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _survival(rows: pd.DataFrame, subject: str, thresholds: Thresholds) -> Iterator[Chart]:
     test, metric = rows["test"].iloc[0], rows["metric"].iloc[0]
-    rows = rows[(rows["measure"] == "spearman") & rows["low"].notna()]
-    if rows.empty or test not in TESTS:
+    rows = rows[rows["measure"] == "spearman"].drop_duplicates(["method", "sign"])
+    known = rows[rows["low"].notna()]
+    if known.empty or test not in TESTS:
         return
     title = TESTS[test] if metric == test else f"{TESTS[test]} ({metric})"
-    known = rows.drop_duplicates(["method", "sign"])
     data = _records(known, ["method", "sign", "survival", "low", "high", "verdict"])
     for each in data:
         each["sign"] = SIGNS[each["sign"]]
@@ -111,12 +128,13 @@ def _survival(rows: pd.DataFrame, subject: str, thresholds: Thresholds) -> Itera
             "sign:N",
             sort=signs,
             scale=alt.Scale(domain=signs, range=[COLOURS[0], COLOURS[2], COLOURS[1]]),
-            legend=alt.Legend(title="maps compared", orient="top"),
+            # Two columns, because one line is wider than a phone.
+            legend=alt.Legend(title="maps compared", orient="top", columns=2),
         ),
         tooltip=_tips("method", "sign", "survival", "low", "high", "verdict"),
     )
     domain = [min(-0.1, float(known["low"].min())), max(1.1, float(known["high"].max()))]
-    x = alt.X("survival:Q", title="share of the similarity above chance", scale=alt.Scale(domain=domain, clamp=True))
+    x = alt.X("survival:Q", title="share that survives", scale=alt.Scale(domain=domain, clamp=True))
     shape = alt.Shape("sign:N", sort=signs, scale=alt.Scale(domain=signs, range=list(SHAPES)))
     bars = base.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", scale=alt.Scale(domain=domain, clamp=True)), x2="high:Q"
@@ -132,9 +150,10 @@ def _survival(rows: pd.DataFrame, subject: str, thresholds: Thresholds) -> Itera
         aside = 4 if align == "left" else -4
         text = limit.mark_text(align=align, dx=aside, dy=-4, y=0, color=MUTED, fontSize=10).encode(text="said:N")
         limits += limit.mark_rule(strokeDash=[2, 3], color=MUTED) + text
-    signed = known[known["sign"] == "signed"]
-    counted = signed["verdict"].value_counts()
-    summary = f"Signed maps: {', '.join(f'{count} {word}' for word, count in counted.items())}."
+    counted = rows[rows["sign"] == "signed"]["verdict"].value_counts()
+    summary = f"Signed maps, controls too: {', '.join(f'{count} {word}' for word, count in counted.items())}."
+    left = [name for name in _methods(rows) if name not in set(known["method"])]
+    summary += f" Nothing to draw of {', '.join(left)}." if left else ""
     yield _chart(subject, "randomization", title, summary, limits + bars + dots, _height(known, WIDE_STEP))
 
 
@@ -147,7 +166,8 @@ def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
         data = _records(here, ["method", "stage", "stage_index", "survival", "survival_low", "survival_high"])
         order = list(here.sort_values("stage_index")["stage"].unique())
         x = alt.X("stage:N", sort=order, title="randomized down to", axis=alt.Axis(labelAngle=-40, labelLimit=120))
-        scale = alt.Scale(domain=[-0.25, 1.1], clamp=True)
+        lowest, highest = float(here["survival"].min()), float(here["survival"].max())
+        scale = alt.Scale(domain=[min(-0.25, lowest), max(1.1, highest)], clamp=True)
         y = alt.Y("survival:Q", title="share that survives", scale=scale)
         base = alt.Chart(alt.Data(values=data))
         band = base.mark_area().encode(x=x, y=alt.Y("survival_low:Q", scale=scale), y2="survival_high:Q")
@@ -161,7 +181,9 @@ def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
 def _curves(points: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> Iterator[Chart]:
     for metric in points["metric"].unique() if len(points) else ():
         here = points[points["metric"] == metric]
-        removed = here[(here["mode"] == "random") & (here["method"] == here["method"].iloc[0])].assign(method=RANDOM)
+        # The same for all methods: one that has it speaks for all.
+        removed = here[(here["mode"] == "random") & here["value"].notna()]
+        removed = removed[removed["method"].isin(removed["method"].head(1))].assign(method=RANDOM)
         retrained = here["kind"].iloc[0] == "remove_and_retrain"
         what = "accuracy after training again" if retrained else "probability of the explained class"
         for mode in ("most_first", "least_first"):
@@ -208,7 +230,7 @@ def _residuals(spread: pd.DataFrame, subject: str) -> Iterator[Chart]:
     yield _chart(subject, "completeness", title, summary, limit + whole + half + middle, _height(shown))
 
 
-def _headlines(long: pd.DataFrame, subject: str) -> Iterator[Chart]:
+def _headlines(long: pd.DataFrame, subject: str, readings: Mapping[str, str]) -> Iterator[Chart]:
     for metric in long["metric"].unique() if len(long) else ():
         here = long[(long["metric"] == metric) & long["value"].notna()]
         if here.empty:
@@ -221,7 +243,7 @@ def _headlines(long: pd.DataFrame, subject: str) -> Iterator[Chart]:
         bars = base.mark_rule(strokeWidth=2, color=MARK).encode(x=alt.X("low:Q"), x2="high:Q")
         dots = base.mark_point(filled=True, size=55, opacity=1, color=MARK).encode(x=x)
         zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(color=MUTED, strokeDash=[1, 3])
-        summary = f"The {statistic} with its 95 % interval over samples and draws."
+        summary = f"The {statistic} with its 95 % interval over samples and draws. {readings.get(metric, '')}"
         yield _chart(subject, "leaderboard", str(metric), summary, zero.encode(x="at:Q") + bars + dots, _height(here))
 
 

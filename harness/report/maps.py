@@ -37,8 +37,13 @@ EXCHANGED = {"parameter_randomization": "network", "random_logit": "class"}
 """Test -> what it exchanges, as the gallery says it."""
 
 
-def gallery(results: "Results") -> list[dict[str, Any]]:
-    """For each model with kept samples: pictures, captions, and the maps of each method that has some."""
+def gallery(results: "Results", most: int | None = None) -> list[dict[str, Any]]:
+    """For each model with kept samples: pictures, captions, and the maps of each method that has some.
+
+    Args:
+        results: of a run.
+        most: how many samples of each model are shown; as many as there is room for by default.
+    """
     found = []
     for (model, seed), name in results.subjects.items():
         try:
@@ -49,7 +54,7 @@ def gallery(results: "Results") -> list[dict[str, Any]]:
         if methods:
             found.append((model, seed, name, samples, methods))
     room = NUMBERS // max(sum(len(methods) for *_, methods in found), 1)
-    return [_packed(results, *each, room) for each in found]
+    return [_packed(results, *each, room, most or len(each[3].ids)) for each in found]
 
 
 def said_of(results: "Results") -> dict[str, dict[str, list[list[str]]]]:
@@ -80,10 +85,17 @@ def _methods(results: "Results", model: str, seed: int) -> list[str]:
 
 
 def _packed(
-    results: "Results", model: str, seed: int, name: str, samples: KeptSamples, methods: Sequence[str], room: int
+    results: "Results",
+    model: str,
+    seed: int,
+    name: str,
+    samples: KeptSamples,
+    methods: Sequence[str],
+    room: int,
+    most: int,
 ) -> dict[str, Any]:
-    """The gallery of one model; `room` is how many numbers the maps of a method may have."""
-    count = min(len(samples.ids), max(room // SMALLEST_SIDE**2, 1))
+    """The gallery of one model: `most` samples, and maps of as many numbers as there is `room` for in a method."""
+    count = min(len(samples.ids), most, max(room // SMALLEST_SIDE**2, 1))
     packed = []
     for method in methods:
         # One after the other, because those of photographs take hundreds of megabytes.
@@ -99,17 +111,24 @@ def _packed(
     return {"subject": name, "all": len(samples.ids), "samples": shown, "methods": packed}
 
 
-def _small(maps: np.ndarray, kind: str, room: int) -> tuple[np.ndarray, list[float]]:
-    """Maps [n, rows, columns] or [n, places] from -127 to 127 by their own limit, and their share above zero."""
+def _small(maps: np.ndarray, kind: str, room: int) -> tuple[np.ndarray, list[float | None]]:
+    """Maps [n, rows, columns] or [n, places] from -127 to 127 by their own limit, and their share above zero.
+
+    What is not a number is shown as zero, and such a map has no share.
+    """
     values = torch.from_numpy(np.ascontiguousarray(maps)).double()
     # Of a spectrogram the channels are places of their own.
     keeps_channels = kind == "signal" and values.ndim == 3 and values.shape[1] > 1
     values = values if keeps_channels else reduce_channels(values, "sum")
+    whole = values.isfinite().flatten(1).all(1).tolist()
+    values = values.nan_to_num(0, 0, 0)
     above, total = values.clamp(min=0).flatten(1).sum(1), values.abs().flatten(1).sum(1)
     pooled = _pooled(values, room).numpy()
     limits = np.array([limit_of(each) or 1.0 for each in pooled]).reshape(-1, *(1,) * (pooled.ndim - 1))
     scaled = np.clip(pooled / limits, -1, 1) * TOP
-    return scaled.round().astype(np.int8), [round(share, 3) for share in (above / total.clamp(min=1e-30)).tolist()]
+    shares = (above / total.clamp(min=1e-30)).tolist()
+    known = [round(share, 3) if each else None for share, each in zip(shares, whole, strict=True)]
+    return scaled.round().astype(np.int8), known
 
 
 def _pooled(values: Float[Tensor, "n ..."], room: int) -> Float[Tensor, "n ..."]:

@@ -72,6 +72,11 @@ class Table:
     numeric: Sequence[bool] = field(default=())
 
 
+def counted(number: int, what: str) -> str:
+    """How many there are, in words: `1 row`, `2 rows`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def matrix(results: "Results") -> Table:
     """Methods x metrics in words: the table `glance`, with reasons that unfold."""
     frame = results.table("glance")
@@ -79,7 +84,7 @@ def matrix(results: "Results") -> Table:
 
     def cells(row: "pd.Series[Any]") -> list[Cell]:
         reasons = [part for part in str(row.get("reasons") or "").split("; ") if part]
-        why = Cell(f"{len(reasons)} notes" if reasons else "", notes=reasons, value=float(len(reasons)))
+        why = Cell(counted(len(reasons), "note") if reasons else "", notes=reasons, value=float(len(reasons)))
         return [*(_word(row[name]) for name in names), why]
 
     return _table(results, frame, "glance", "Verdicts at a glance", [*names, "why"], cells)

@@ -18,7 +18,7 @@ from harness.figures import DPI, draw_cascade
 from harness.pictures import read_cascade
 from harness.report.charts import charts, styles
 from harness.report.maps import address_of, colours, gallery, said_of
-from harness.report.parts import MOST_ROWS, Table, leaderboard, matrix, plain_table
+from harness.report.parts import MOST_ROWS, Table, counted, leaderboard, matrix, plain_table
 from harness.report.wording import GLOSSARY, SECTIONS, TABLES
 from harness.store import Folder, write_atomically
 from harness.verdicts import in_error
@@ -32,12 +32,13 @@ WIDEST = 2400
 """Pixels of a cascade picture."""
 
 
-def write_report(results: "Results", path: Path) -> Path:
+def write_report(results: "Results", path: Path, gallery: int | None = None) -> Path:
     """Write the report of a run into one HTML file that needs no network.
 
     Args:
         results: of the run, finished or not.
         path: of the file.
+        gallery: how many samples of each model it shows, at most; by default all, as long as the file stays small.
 
     Returns:
         The path.
@@ -45,11 +46,11 @@ def write_report(results: "Results", path: Path) -> Path:
     Raises:
         StoppedError: nothing can be written there.
     """
-    write_atomically(path, page(results).encode())
+    write_atomically(path, page(results, gallery).encode())
     return path
 
 
-def page(results: "Results") -> str:
+def page(results: "Results", most: int | None = None) -> str:
     """The report as the text of an HTML file."""
     environment = Environment(
         loader=FileSystemLoader(PAGE),
@@ -58,12 +59,12 @@ def page(results: "Results") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "counted": counted}
     outcomes = results.outcomes
     controls = set(outcomes.loc[outcomes["method_family"] == "control", "method"])
     looks = styles(list(dict.fromkeys(outcomes["method"])), controls)
     drawn = list(charts(results, {style.name: style for style in looks}))
-    maps = gallery(results)
+    maps, said = gallery(results, most), said_of(results)
     return environment.get_template("report.html").render(
         study=results.manifest["study"]["name"],
         begun=results.manifest.get("begun", ""),
@@ -78,7 +79,8 @@ def page(results: "Results") -> str:
         looks=looks,
         controls=sorted(controls),
         cascades=list(_cascades(results)),
-        gallery=_embedded({"models": maps, "colours": colours(), "said": said_of(results)}) if maps else "",
+        gallery=_embedded({"models": maps, "colours": colours(), "said": said}) if maps else "",
+        judged=bool(said),
         failures=results.failures.to_dict("records"),
         stale=len(results.stale),
         provenance=dict(_provenance(results)),

@@ -10,10 +10,10 @@
     return numeric ? (text === "" || isNaN(text) ? NaN : Number(text)) : text || row.cells[column].textContent.trim();
   };
   const compare = (numeric, sign) => (a, b) => {
-    if (!numeric) return sign * a.localeCompare(b);
     // What is unknown stands last, whichever way the rest is sorted.
-    if (isNaN(a) || isNaN(b)) return isNaN(a) - isNaN(b);
-    return sign * (a - b);
+    const unknown = (each) => numeric ? isNaN(each) : each === "";
+    if (unknown(a) || unknown(b)) return unknown(a) - unknown(b);
+    return numeric ? sign * (a - b) : sign * a.localeCompare(b);
   };
   const sort = (head) => {
     const table = head.closest("table");
@@ -35,7 +35,7 @@
       row.hidden = elsewhere(row) || !wanted.every((part) => text.includes(part));
       shown += !row.hidden;
     }
-    $(`[data-count="${table.id}"]`).textContent = `${shown} rows`;
+    $(`[data-count="${table.id}"]`).textContent = shown === 1 ? "1 row" : `${shown} rows`;
   };
   for (const head of $$("thead th")) $("button", head).addEventListener("click", () => sort(head));
   for (const box of $$("[data-filter]")) box.addEventListener("input", () => filter($("#" + box.dataset.filter)));
@@ -101,7 +101,8 @@
     made.append(...children);
     return made;
   };
-  const model = () => data.models.find((each) => each.subject === subject) || data.models[0];
+  // Of all models the first has its maps shown; a model without maps has none, and not those of another.
+  const model = () => subject ? data.models.find((each) => each.subject === subject) : data.models[0];
   const paint = (canvas, values, sign, over, tables) => {
     const drawing = canvas.getContext("2d");
     const image = drawing.createImageData(canvas.width, canvas.height);
@@ -119,7 +120,10 @@
     const canvas = element("canvas", { width: 512, height: 96 });
     const drawing = canvas.getContext("2d");
     drawing.beginPath();
-    numbers.forEach((number, place) => drawing.lineTo(place * 511 / Math.max(numbers.length - 1, 1), 92 - 88 * number));
+    // Each number is as wide as its place in a map.
+    numbers.forEach((number, place) => {
+      for (const side of [place, place + 1]) drawing.lineTo(side * 512 / numbers.length, 92 - 88 * number);
+    });
     drawing.stroke();
     return canvas;
   };
@@ -128,28 +132,38 @@
   const told = (sample) => `explained: ${sample.explained}${sample.label && sample.label !== sample.explained ? `, label: ${sample.label}` : ""}`;
   const framed = (shape, ...children) => {
     const frame = element("div", { className: "frame" }, ...children);
-    frame.style.setProperty("--shape", shape[0] === 1 ? 6 : shape[1] / shape[0]);
+    frame.style.setProperty("--shape", Math.min(6, Math.max(0.5, shape[0] === 1 ? 6 : shape[1] / shape[0])));
     return frame;
   };
+  const isLong = ([height, width]) => height === 1 || width > 3 * height;
   const tile = async (method, sample, row, choice, tables, caption) => {
     const [height, width] = method.shape;
     const all = new Int8Array((await unpack(method.values)).buffer);
     const values = all.subarray(row * height * width, (row + 1) * height * width);
-    const share = Math.round(100 * method.positive[row]);
+    const share = method.positive[row];
+    const known = share === null ? "not everywhere a number" : `${Math.round(100 * share)} % of it positive`;
+    if (share === null) caption = [caption, element("br"), "not everywhere a number"];
     const canvas = element("canvas", { width, height });
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `map of ${method.name} on ${sample.id}, ${share} % of it positive, ${choice.sign}`);
+    canvas.setAttribute("aria-label", `map of ${method.name} on ${sample.id}, ${known}, ${choice.sign}`);
     paint(canvas, values, choice.sign, choice.over, tables);
     const below = choice.over ? [picture(sample, "")] : [];
     const chips = ((data.said[model().subject] || {})[method.name] || []).map(([what, word, kind, sign]) =>
       element("span", { className: `chip ${kind}`, title: `another ${what}: ${word}` }, `${sign} ${what}`));
-    if (choice.by === "sample" && chips.length) caption = [caption, element("br"), ...chips];
-    return element("figure", { className: "tile" }, framed(method.shape, ...below, canvas), element("figcaption", {}, ...[caption].flat()));
+    if (choice.by === "sample" && chips.length) caption = [caption, element("br"), ...chips].flat();
+    const frame = framed(method.shape, ...below, canvas);
+    frame.classList.toggle("over", choice.over);
+    return element("figure", { className: "tile" }, frame, element("figcaption", {}, ...[caption].flat()));
   };
   let latest = 0;
   const show = async () => {
     const turn = ++latest;
     const here = model();
+    if (!here) {
+      $("#gallery").replaceChildren();
+      $("#gallery-note").textContent = "No maps of this model were kept.";
+      return;
+    }
     const choice = { by: form.by.value, sign: form.sign.value, over: form.over.checked };
     for (const each of $$("[data-when]", form)) each.hidden = each.dataset.when !== choice.by;
     const tables = { signed: await unpack(data.colours.signed), absolute: await unpack(data.colours.absolute) };
@@ -170,14 +184,19 @@
       note = `${method.name}, samples ${first + 1} to ${first + tiles.length}`;
     }
     if (turn !== latest) return;
+    if (data.models.length > 1) note = `${here.subject}: ${note}`;
     if (here.samples.length < here.all) note += ` (${here.samples.length} of ${here.all} samples are in this file)`;
-    $("#gallery").classList.toggle("long", here.methods[0].shape[0] === 1);
+    $("#gallery").classList.toggle("long", isLong(here.methods[0].shape));
     $("#gallery").replaceChildren(...tiles);
     $("#gallery-note").textContent = note;
-    paint($("#colour-bar"), Int8Array.from({ length: 256 }, (_, place) => Math.max(place - 128, -127)), choice.sign, false, tables);
+    const bare = choice.sign === "absolute";
+    const ramp = (_, place) => bare ? place / 2 : Math.max(place - 128, -127);
+    paint($("#colour-bar"), Int8Array.from({ length: 256 }, ramp), choice.sign, false, tables);
+    $("#colour-low").textContent = bare ? "zero" : "against";
+    $("#colour-high").textContent = bare ? "much, for or against" : "for";
   };
   const fill = () => {
-    const here = model();
+    const here = model() || { samples: [], methods: [] };
     form.sample.replaceChildren(...here.samples.map((sample, row) => new Option(`${sample.id} (${told(sample)})`, row)));
     form.method.replaceChildren(...here.methods.map((method, row) => new Option(method.name, row)));
     show();
