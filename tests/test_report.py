@@ -6,8 +6,10 @@ import re
 import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -21,8 +23,8 @@ from harness.kept_maps import KeptSamples
 from harness.method_figures import draw_costs, draw_headlines, draw_residuals
 from harness.plotted import residuals, seconds
 from harness.report import maps as report_maps
-from harness.report.charts import charts, styles
-from harness.report.parts import leaderboard, matrix
+from harness.report.charts import DESCRIBED, JUDGED, RANDOM, _stages, charts, styles
+from harness.report.parts import counted, leaderboard, matrix
 from harness.report.writing import page
 from harness.store import Memory
 from harness.words import conclusion, statements
@@ -193,14 +195,11 @@ def test_samples_of_any_kind_are_shown(x, kind, given):
 
 
 def test_names_are_text_and_never_markup():
-    def build():
-        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
-
     torch.manual_seed(0)
     entry = {"name": HOSTILE, "method": "gradient"}
     broken = {"name": "</script><b>", "method": lambda model, x, target: 1 / 0}
     results = harness.evaluate(
-        build(), torch.rand(4, 1, 4, 4), methods=[entry, broken], metrics=["entropy"], build=build, save_maps=True
+        network(), torch.rand(4, 1, 4, 4), methods=[entry, broken], metrics=["entropy"], build=network, save_maps=True
     )
     text = page(results)
     assert "<img src=x" not in text
@@ -269,6 +268,79 @@ def test_lines_are_told_apart_by_colour_and_dashes():
     methods = [(style.colour, tuple(style.dashes)) for style in looks if style.name not in ("m1", "m5")]
     assert len(set(methods)) == 18
     assert looks[1].colour == looks[5].colour != looks[0].colour
+
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+
+
+def drawn_of(results):
+    looks = {style.name: style for style in styles(list(results.outcomes["method"].unique()), set())}
+    return {chart.title: chart for chart in charts(results, looks)}
+
+
+def test_maps_that_are_no_numbers_have_a_report():
+    def nowhere(model, x, target):
+        return x * torch.nan
+
+    torch.manual_seed(0)
+    methods = [{"name": "nowhere", "method": nowhere}, "gradient"]
+    metrics = [{"metric": "pixel_flipping", "steps": 4}]
+    results = harness.evaluate(
+        network(), torch.rand(4, 1, 4, 4), methods=methods, metrics=metrics, build=network, save_maps=True
+    )
+    text = page(results)
+    (model,) = json.loads(re.search(r'id="gallery-data">(.*?)</script>', text, flags=re.DOTALL)[1])["models"]
+    packed = {each["name"]: each for each in model["methods"]}
+    assert packed["nowhere"]["positive"] == [None] * 4
+    assert not any(zlib.decompress(base64.b64decode(packed["nowhere"]["values"])))
+    assert all(0 < share < 1 for share in packed["gradient"]["positive"])
+    # The first method has no curve, and the random order is drawn all the same.
+    assert RANDOM in json.dumps(drawn_of(results)["pixel_flipping: most relevant first"].specification["layer"][0])
+
+
+def test_without_intervals_no_bands_and_no_bars_are_drawn():
+    torch.manual_seed(0)
+    metrics = [{"metric": "pixel_flipping", "steps": 4}, "entropy"]
+    results = harness.evaluate(
+        network(), torch.rand(1, 1, 4, 4), methods=["gradient"], metrics=metrics, build=network, save_maps=True
+    )
+    found = drawn_of(results)
+    for title in ("pixel_flipping", "pixel_flipping: most relevant first"):
+        encoded = json.dumps(found[title].specification)
+        assert '"x2"' not in encoded
+        assert '"y2"' not in encoded
+    assert found["entropy"].summary.endswith(DESCRIBED)
+    assert "Under the methods of one sample" not in page(results)
+
+
+def test_charts_say_which_values_are_better_and_what_they_leave_out(results):
+    found = drawn_of(results)
+    assert found["pixel_flipping"].summary.endswith(" Higher is better.")
+    assert found["completeness"].summary.endswith(" Lower is better.")
+    assert found["parameter_randomization"].summary.endswith(JUDGED)
+    judged = results.table("verdicts").query("sign == 'signed' and measure == 'spearman'")
+    (survival,) = (chart for title, chart in found.items() if title.startswith("Another network"))
+    for word, count in judged["verdict"].value_counts().items():
+        assert f"{count} {word}" in survival.summary
+    assert "INVALID" in survival.summary
+    assert "constant" in survival.summary
+
+
+def test_no_line_of_a_cascade_is_cut_off(results):
+    stages = results.table("cascade").query("sign == 'signed' and survival.notna()").assign(survival=-0.6)
+    (chart,) = _stages(stages, "mnist-cnn", {})
+    assert '"domain": [-0.6, 1.1]' in json.dumps(chart.specification)
+
+
+def test_notes_are_counted_and_not_split():
+    row = {"model": "m", "model_seed": 0, "method": "a", "one": "n/a", "two": "n/a"}
+    reasons = ["one: it claims nothing; it never did; two: no", "one: no", ""]
+    frame = pd.DataFrame([{**row, "reasons": each} for each in reasons])
+    told = matrix(SimpleNamespace(table=lambda name: frame, subjects={("m", 0): "m"}))
+    assert [line.cells[-1].text for line in told.rows] == ["2 notes", "1 note", ""]
+    assert told.rows[0].cells[-1].notes == ["one: it claims nothing; it never did", "two: no"]
+    assert counted(0, "row") == "0 rows"
 
 
 def test_verdicts_are_told_by_words_and_signs_and_not_by_colour_alone(results):

@@ -171,6 +171,7 @@ def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
         y = alt.Y("survival:Q", title="share that survives", scale=scale)
         base = alt.Chart(alt.Data(values=data))
         band = base.mark_area().encode(x=x, y=alt.Y("survival_low:Q", scale=scale), y2="survival_high:Q")
+        band = band if here["survival_low"].notna().any() else None
         tips = _tips("method", "stage", "survival", "survival_low", "survival_high")
         line = base.mark_line(point={"size": 22}).encode(x=x, y=y, tooltip=tips)
         title = f"Cascade, {str(mode).replace('_', ' ')}: what survives of signed maps{entry}"
@@ -195,7 +196,7 @@ def _curves(points: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
             base = alt.Chart(alt.Data(values=data))
             x = alt.X("step:Q", title="fraction removed")
             y = alt.Y("value:Q", title=what)
-            band = base.mark_area().encode(x=x, y="low:Q", y2="high:Q")
+            band = base.mark_area().encode(x=x, y="low:Q", y2="high:Q") if some["low"].notna().any() else None
             line = base.mark_line().encode(x=x, y=y, tooltip=_tips("method", "step", "value", "low", "high"))
             order = mode.replace("_", " relevant ")
             good = "below" if mode == "most_first" else "above"
@@ -218,14 +219,15 @@ def _residuals(spread: pd.DataFrame, subject: str) -> Iterator[Chart]:
     scale = alt.Scale(type="log")
 
     def x(name: str) -> alt.X:
-        title = "residual, relative to the output (log)"
-        return alt.X(f"{name}:Q", scale=scale, title=title, axis=alt.Axis(format=".0e"))
+        axis = alt.Axis(format=".0e", labelSeparation=8)
+        return alt.X(f"{name}:Q", scale=scale, title="relative residual (log)", axis=axis)
 
     whole = base.mark_rule(color=MARK).encode(x=x("p5"), x2="p95:Q")
     half = base.mark_bar(color=MARK, opacity=0.4, height=9).encode(x=x("p25"), x2="p75:Q")
     middle = base.mark_tick(color=MARK, thickness=3, size=14).encode(x=x("p50"))
     limit = alt.Chart(alt.Data(values=[{"at": 0.01}])).mark_rule(strokeDash=[2, 3], color=COLOURS[1]).encode(x="at:Q")
-    summary = "Median, middle half, and 5th to 95th percentile of samples; the dotted line is 1 %."
+    summary = "What the sum of a map misses of what it claims to distribute, as a part of it: median, middle half, and "
+    summary += "5th to 95th percentile of samples; the dotted line is 1 %."
     title = "Completeness: how far the map is from adding up"
     yield _chart(subject, "completeness", title, summary, limit + whole + half + middle, _height(shown))
 
@@ -242,9 +244,11 @@ def _headlines(long: pd.DataFrame, subject: str, readings: Mapping[str, str]) ->
         x = alt.X("value:Q", title=str(measure).replace("_", " "), scale=alt.Scale(zero=False))
         bars = base.mark_rule(strokeWidth=2, color=MARK).encode(x=alt.X("low:Q"), x2="high:Q")
         dots = base.mark_point(filled=True, size=55, opacity=1, color=MARK).encode(x=x)
+        # A browser complains of a scale of nothing.
+        drawn = bars + dots if here["low"].notna().any() else dots
         zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(color=MUTED, strokeDash=[1, 3])
         summary = f"The {statistic} with its 95 % interval over samples and draws. {readings.get(metric, '')}"
-        yield _chart(subject, "leaderboard", str(metric), summary, zero.encode(x="at:Q") + bars + dots, _height(here))
+        yield _chart(subject, "leaderboard", str(metric), summary, zero.encode(x="at:Q") + drawn, _height(here))
 
 
 def _costs(cost: pd.DataFrame, subject: str) -> Iterator[Chart]:
@@ -277,7 +281,7 @@ def _lines(line: Any, band: Any, rows: pd.DataFrame, looks: Mapping[str, Style])
     faint = alt.condition(shown, alt.value(1.0), alt.value(0.08))
     fainter = alt.condition(shown, alt.value(0.12), alt.value(0.02))
     drawn = line.encode(color=colour, strokeDash=dashes, opacity=faint)
-    return (band.encode(color=colour, opacity=fainter) + drawn).add_params(chosen)
+    return (drawn if band is None else band.encode(color=colour, opacity=fainter) + drawn).add_params(chosen)
 
 
 def _chart(subject: str, section: str, title: str, summary: str, chart: Any, height: int) -> Chart:

@@ -81,9 +81,11 @@ def matrix(results: "Results") -> Table:
     """Methods x metrics in words: the table `glance`, with reasons that unfold."""
     frame = results.table("glance")
     names = [name for name in frame.columns if name not in (*INDEX, "reasons", "passes", "seconds")]
+    # A reason may have a semicolon of its own.
+    begins = re.compile(f"; (?=(?:{'|'.join(re.escape(str(name)) for name in names)}): )")
 
     def cells(row: "pd.Series[Any]") -> list[Cell]:
-        reasons = [part for part in str(row.get("reasons") or "").split("; ") if part]
+        reasons = [part for part in begins.split(str(row.get("reasons") or "")) if part]
         why = Cell(counted(len(reasons), "note") if reasons else "", notes=reasons, value=float(len(reasons)))
         return [*(_word(row[name]) for name in names), why]
 
@@ -173,4 +175,6 @@ def _plain(value: object) -> Cell:
     text = cell_text(value)
     kind = KINDS.get(text, "") if text.isupper() else ""
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-    return Cell("" if kind else text, text if kind else "", kind, float(value) if numeric else text)  # type: ignore[arg-type]
+    # Six digits put rows in their order, and the file holds thousands of them.
+    shown = float(f"{value:.6g}") if numeric else text
+    return Cell("" if kind else text, text if kind else "", kind, shown)

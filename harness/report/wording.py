@@ -65,7 +65,8 @@ GLOSSARY: Mapping[str, str] = {
     "twin": "A network of the same architecture with random weights.",
     "draw": "One realisation of what is random: a twin, a class, an order.",
     "survival": "How much of the similarity of two maps is left when the network, or the class, is another one: 0 is "
-    "chance, 1 is what two calls on one network give.",
+    "chance, 1 is what two calls on one network give. With permuted labels 0 is what two networks give that learnt "
+    "such, 1 what two give that learnt the true ones.",
     "PASS": "The 95 % interval of the survival lies below the lower threshold. Necessary for trusting a method, not "
     "sufficient.",
     "FAIL": "The interval lies above the upper threshold, or two random networks give the same map.",
