@@ -93,7 +93,7 @@ def draw_stages(stages: pd.DataFrame, title: str) -> Figure:
         axis.set_ylim(-0.25, 1.1)
         axis.set_title(str(mode).replace("_", " "), fontsize=9)
         axis.grid(alpha=0.25)
-    panels[0].set_ylabel("share of the similarity above chance that survives")
+    panels[0].set_ylabel("share of the similarity\nabove chance that survives", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)

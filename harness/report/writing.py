@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from harness.figures import DPI, draw_cascade
+from harness.figures import draw_cascade
 from harness.pictures import read_cascade
 from harness.report.charts import charts, styles
 from harness.report.maps import address_of, colours, gallery, said_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 PAGE = Path(__file__).parent / "page"
-WIDEST = 2400
+DPI, WIDEST = 100, 2000
 """Pixels of a cascade picture."""
 
 
