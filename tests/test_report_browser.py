@@ -5,10 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+from torch import nn
 
 import harness
+from harness import Results
+from harness.report.writing import write_report
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 WIDTHS = {"light": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
@@ -51,6 +55,18 @@ def made(tmp_path_factory):
     }
     harness.run(study, folder / "run", save_maps=True)
     return folder / "run" / "report.html"
+
+
+def written(folder, x, methods):
+    """A report of a linear network on samples of any shape."""
+
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 3)).eval()
+
+    torch.manual_seed(0)
+    metrics = ["completeness", {"metric": "pixel_flipping", "steps": 4}]
+    results = harness.evaluate(build(), x, methods=methods, metrics=metrics, build=build, save_maps=True)
+    return write_report(results, folder / "report.html")
 
 
 @pytest.fixture(params=["made", "quickstart", "imagenet", "cifar"])
@@ -100,6 +116,10 @@ def test_it_fits_a_phone(browser, report):
     with opened(browser, report, "phone") as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         assert page.evaluate("Math.max(...[...document.querySelectorAll('.chart svg')].map(s => s.clientWidth))") < 390
+        cut = """[...document.querySelectorAll('.chart svg.marks text')].filter(text =>
+            text.getBoundingClientRect().right > text.ownerSVGElement.getBoundingClientRect().right + 1
+        ).map(text => text.textContent)"""
+        assert page.evaluate(cut) == []
 
 
 def test_tables_are_sorted_by_mouse_and_keyboard(browser, report):
@@ -166,11 +186,63 @@ def test_the_gallery_switches_method_sample_and_sign(browser, report):
         first = page.evaluate(PIXELS % 1)
         assert first == signed
         changed(lambda: form.locator("[name=method]").select_option(index=1), place=1)
-        assert (
-            page.locator("#gallery-note")
-            .inner_text()
-            .startswith(form.locator("[name=method] option").nth(1).inner_text())
+        name = form.locator("[name=method] option").nth(1).inner_text()
+        assert f"{name}, samples 1 to" in page.locator("#gallery-note").inner_text()
+
+
+def test_a_map_is_seen_on_black_and_its_colours_are_told(browser, made):
+    with opened(browser, made) as page:
+        form, bar = page.locator("#gallery-controls"), page.locator(".bar")
+        assert bar.inner_text().split() == ["against", "for"]
+        form.locator("[name=sign]").select_option("absolute")
+        form.locator("[name=over]").check()
+        page.wait_for_function("document.querySelector('#gallery .over img')")
+        assert page.evaluate("getComputedStyle(document.querySelector('#gallery .over img')).opacity") == "0.4"
+        assert "against" not in bar.inner_text().replace("for or against", "")
+        grey = page.evaluate(
+            "[...document.querySelector('#colour-bar').getContext('2d').getImageData(0, 0, 256, 1).data]"
         )
+        assert grey[0::4] == sorted(grey[0::4], reverse=True)
+        assert (grey[0], grey[-4]) == (255, 0)
+
+
+def test_one_signal_of_many_channels_with_a_map_of_no_numbers(browser, tmp_path):
+    def nowhere(model, x, target):
+        return x * torch.nan
+
+    torch.manual_seed(0)
+    methods = [{"name": "nowhere", "method": nowhere}, {"method": "integrated_gradients", "steps": 4}]
+    with opened(browser, written(tmp_path, torch.randn(1, 12, 100), methods)) as page:
+        tiles = page.locator("#gallery figure")
+        assert "not everywhere a number" in tiles.nth(1).inner_text()
+        box = tiles.nth(2).locator(".frame").bounding_box()
+        assert box["width"] > 400
+        assert box["height"] > 60
+
+
+def test_values_of_a_table_are_above_their_places_in_the_map(browser, tmp_path):
+    x = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    with opened(browser, written(tmp_path, x, ["gradient"])) as page:
+        inked = """column => {
+            const data = document.querySelector('#gallery canvas').getContext('2d').getImageData(column, 0, 1, 96).data;
+            return [...data.filter((_, place) => place % 4 === 3).keys()].filter(row => data[4 * row + 3] > 60);
+        }"""
+        assert min(page.evaluate(inked, 20)) == min(page.evaluate(inked, 240)) > 85
+        assert max(page.evaluate(inked, 270)) == max(page.evaluate(inked, 490)) < 10
+
+
+def test_what_is_unknown_stands_last_in_columns_of_words(browser, made):
+    with opened(browser, made) as page:
+        page.locator("details.more > summary", has_text="Every verdict").click()
+        head = page.locator("#table-verdicts thead th", has_text="reason")
+        for direction in (1, -1):
+            head.locator("button").click()
+            texts = page.evaluate(
+                """[...document.querySelectorAll('#table-verdicts tbody tr:not([hidden])')]
+                .map(row => row.cells[row.cells.length - 1].textContent.trim() !== '')"""
+            )
+            assert True in texts, direction
+            assert texts == sorted(texts, reverse=True)
 
 
 def test_a_method_is_told_apart_in_every_chart(browser, report):
@@ -199,6 +271,22 @@ def test_one_of_several_models_is_shown_at_a_time(browser, made):
         page.locator("#subject").select_option("")
         assert (panels.count(), rows.count()) == (2 * one, 2 * first)
         assert "RuntimeError: a mistake" in page.locator("#failures").inner_text()
+        names = [text.split("\n")[1].split(".")[0] for text in panels.all_inner_texts()]
+        assert names == ["mnist-cnn"] * one + ["untrained"] * one
+
+
+def test_a_model_without_maps_shows_not_those_of_another(browser, made, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(made.parent, copied)
+    with opened(browser, made) as page:
+        assert page.locator("#gallery-note").inner_text().startswith("mnist-cnn: ")
+    shutil.rmtree(copied / "maps" / "untrained")
+    with opened(browser, write_report(Results.load(copied), copied / "report.html")) as page:
+        page.locator("#subject").select_option("untrained")
+        page.wait_for_function("!document.querySelector('#gallery figure')")
+        assert page.locator("#gallery-note").inner_text() == "No maps of this model were kept."
+        page.locator("#subject").select_option("")
+        page.wait_for_function("document.querySelector('#gallery figure')")
 
 
 def test_paper_gets_everything_but_the_controls(browser, report):
@@ -206,6 +294,10 @@ def test_paper_gets_everything_but_the_controls(browser, report):
         page.emulate_media(media="print")
         for hidden in ("nav", ".tools", "#gallery-controls"):
             assert not page.locator(hidden).first.is_visible()
+        mark, cell = (
+            f"getComputedStyle(document.querySelector('{each}')).fontSize" for each in ("tr.marks td", "tbody td")
+        )
+        assert page.evaluate(mark) == page.evaluate(cell)
         wide = "[...document.querySelectorAll('main table, main svg.marks, main img')].filter(e => e.offsetParent)"
         assert len(page.pdf(format="A4")) > 100_000
         assert page.evaluate(f"{wide}.length") > 0
