@@ -21,7 +21,7 @@ def draw_headlines(long: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis in axes.flat[len(metrics) :]:
-        axis.set_visible(False)
+        axis.remove()
     for axis, metric in zip(axes.flat, metrics, strict=False):
         here = known[known["metric"] == metric]
         places = [methods.index(method) for method in here["method"]]

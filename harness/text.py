@@ -14,10 +14,11 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def interval_text(row: "pd.Series[Any]", form: str) -> str:
-    """A value with its interval, or `undefined`."""
+    """A value with its interval, if it has one, or `undefined`."""
     if np.isnan(row["value"]):
         return "undefined"
-    return f"{row['value']:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+    limits = "" if np.isnan(row["low"]) else f" [{row['low']:{form}}, {row['high']:{form}}]"
+    return f"{row['value']:{form}}{limits}"
 
 
 def cell_text(value: object) -> str:

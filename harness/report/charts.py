@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 GREY, MARK, MUTED = "#808080", "var(--mark)", "var(--muted)"
-DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 4])
 RANDOM = "removed at random"
 SIGNS = {"signed": "signed", "up_to_sign": "up to the sign", "absolute": "absolute"}
 SHAPES = ("circle", "triangle-up", "square")
