@@ -312,6 +312,7 @@ def test_nothing_is_left_beside_the_finished_files(undisturbed):
         "cells",
         "figures",
         "manifest.json",
+        "report.html",
         "study.yaml",
         "tables",
     ]
