@@ -1,6 +1,7 @@
 """Figures of a run, as PNG and PDF: views of its rows, like the tables. Those of curves are in `curve_figures`."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from harness.curve_figures import COLOURS, draw_curves, draw_retraining, draw_stages
 from harness.method_figures import draw_costs, draw_headlines, draw_residuals
 from harness.pictures import Cascade, read_cascade
-from harness.plotted import curves, residuals, seconds
+from harness.plotted import of_model, seconds
 from harness.rank_figures import draw_models, draw_ranks
 from harness.statistics import Thresholds
 
@@ -55,12 +56,9 @@ def figures_of(results: "Results", folder: Path) -> Iterator[tuple[str, Figure]]
     across = results.table("across_models")
     if len(across) and across["mean_rank"].notna().any():
         yield "ranks-across-models", draw_models(across)
-    points, spread = curves(results), residuals(results)
+    points, spread = results.curves, results.residuals
     for (model, seed), name in results.subjects.items():
-
-        def mine(frame: pd.DataFrame, model: str = model, seed: int = seed) -> pd.DataFrame:
-            return frame[(frame["model"] == model) & (frame["model_seed"] == seed)] if len(frame) else frame
-
+        mine = partial(of_model, model=model, model_seed=seed)
         for kind, draw in (("pixel_flipping", draw_curves), ("remove_and_retrain", draw_retraining)):
             some = mine(points[points["kind"] == kind])
             if len(some):

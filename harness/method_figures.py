@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.curve_figures import COLOURS
+from harness.plotted import PERCENTILES
 
 PANELS = 2
 SMALLEST = 1e-12
@@ -42,7 +43,7 @@ def draw_residuals(residuals: pd.DataFrame, title: str) -> Figure:
     names = [f"{method}" for method in residuals["method"]]
     figure = Figure(figsize=(7, 0.34 * len(names) + 1.4), layout="constrained")
     axis = figure.subplots()
-    shown = residuals[["p5", "p25", "p50", "p75", "p95"]].clip(lower=SMALLEST)
+    shown = residuals[list(PERCENTILES)].clip(lower=SMALLEST)
     for row, (_, spread) in enumerate(shown.iterrows()):
         axis.plot([spread["p5"], spread["p95"]], [row, row], color=COLOURS[0], lw=1)
         axis.plot([spread["p25"], spread["p75"]], [row, row], color=COLOURS[0], lw=6, alpha=0.5, solid_capstyle="butt")

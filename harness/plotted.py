@@ -17,8 +17,13 @@ CURVES = {"pixel_flipping": "probability", "remove_and_retrain": "correct"}
 """The metrics whose curves are drawn, and what of them."""
 
 RESIDUAL = "relative_residual"
-PERCENTILES = (5, 25, 50, 75, 95)
-"""Of residuals over samples."""
+PERCENTILES = {f"p{percentile}": percentile for percentile in (5, 25, 50, 75, 95)}
+"""Column -> the percentile of residuals over samples that it holds."""
+
+
+def of_model(frame: pd.DataFrame, model: str, model_seed: int) -> pd.DataFrame:
+    """The rows of a table that are about one model; a table without rows may have no columns either."""
+    return frame[(frame["model"] == model) & (frame["model_seed"] == model_seed)] if len(frame) else frame
 
 
 def curves(results: "Results") -> pd.DataFrame:
@@ -40,9 +45,9 @@ def residuals(results: "Results") -> pd.DataFrame:
         found = stack.headline if stack.info.get("headline") == RESIDUAL else None
         values = found.values[np.isfinite(found.values)] if found else np.empty(0)
         if values.size:
-            spread = dict(zip((f"p{p}" for p in PERCENTILES), np.percentile(values, PERCENTILES), strict=True))
+            spread = {name: np.percentile(values, percentile) for name, percentile in PERCENTILES.items()}
             rows.append({**stack.labels, **spread})
-    return pd.DataFrame(rows, columns=[*GROUP, *(f"p{p}" for p in PERCENTILES)])
+    return pd.DataFrame(rows, columns=[*GROUP, *PERCENTILES])
 
 
 def seconds(cost: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from harness import tables
+from harness import plotted, tables
 from harness.comparisons import DEFAULT_COMPARING, Comparing
 from harness.html import html
 from harness.kept_maps import KeptMaps, KeptSamples, are_kept, maps_of, samples_of
@@ -118,6 +118,16 @@ class Results:
     def outcomes(self) -> pd.DataFrame:
         """One row for each model, model seed, method and metric: the method's family, how many cells came out how."""
         return self._tables["outcomes"]
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The points of the curves that figures and charts draw; see `harness.plotted.curves`."""
+        return plotted.curves(self)
+
+    @cached_property
+    def residuals(self) -> pd.DataFrame:
+        """The spread of what maps miss of completeness; see `harness.plotted.residuals`."""
+        return plotted.residuals(self)
 
     def table(self, name: str = "leaderboard") -> pd.DataFrame:
         """A view of the rows by name; see `harness.tables.TABLES`. All are computed at once, and only once.

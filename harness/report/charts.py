@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import altair as alt
@@ -10,7 +11,7 @@ import pandas as pd
 from harness.catalogue import METRICS
 from harness.curve_figures import COLOURS
 from harness.method_figures import SMALLEST
-from harness.plotted import curves, residuals, seconds
+from harness.plotted import PERCENTILES, of_model, seconds
 from harness.statistics import Thresholds
 
 if TYPE_CHECKING:
@@ -75,14 +76,11 @@ def charts(results: "Results", looks: Mapping[str, Style]) -> Iterator[Chart]:
         results: of a run.
         looks: the style of each method.
     """
-    points, spread = curves(results), residuals(results)
+    points, spread = results.curves, results.residuals
     judged, stages, long, cost = (results.table(n) for n in ("verdicts", "cascade", "headlines", "cost"))
     readings = _readings(results)
     for (model, seed), name in results.subjects.items():
-
-        def mine(frame: pd.DataFrame, model: str = model, seed: int = seed) -> pd.DataFrame:
-            return frame[(frame["model"] == model) & (frame["model_seed"] == seed)] if len(frame) else frame
-
+        mine = partial(of_model, model=model, model_seed=seed)
         for rows in _by_metric(mine(judged)):
             yield from _survival(rows, name, results.thresholds)
         for rows in _by_metric(mine(stages)):
@@ -209,7 +207,7 @@ def _curves(points: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
 def _residuals(spread: pd.DataFrame, subject: str) -> Iterator[Chart]:
     if spread.empty:
         return
-    names = [f"p{p}" for p in (5, 25, 50, 75, 95)]
+    names = list(PERCENTILES)
     shown = spread.assign(**{name: spread[name].clip(lower=SMALLEST) for name in names})
     several = shown["metric"].nunique() > 1
     shown = shown.assign(method=shown["method"] + (" · " + shown["metric"] if several else ""))
