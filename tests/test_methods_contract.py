@@ -25,8 +25,7 @@ CHEAP = {
     "lime": {"samples": 20, "units": 50},
     "kernel_shap": {"samples": 20, "units": 50},
     # The default is at the level of rounding in float32, where a unit that nearly cancels is ill-conditioned.
-    "lrp_epsilon": {"epsilon": 1e-3},
-    "attention_lrp": {"epsilon": 1e-3},
+    **{name: {"epsilon": 1e-3} for name, entry in METHODS.items() if "epsilon" in entry.options},
 }
 
 CAMS = [name for name, entry in METHODS.items() if entry.family == "cam" and name != "guided_grad_cam"]
