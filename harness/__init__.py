@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.api import evaluate, explain, run
     from harness.case import Case
-    from harness.catalogue import METHODS, METRICS
+    from harness.catalogue import INTROSPECTIONS, METHODS, METRICS
     from harness.exam import examine
+    from harness.introspecting import Samples
     from harness.random import Draws
-    from harness.registry import method, metric
+    from harness.registry import introspection, method, metric
     from harness.regressions import Tolerance, compare
     from harness.reproduction import Reproduction, reproduce
     from harness.results import Results
     from harness.space import InputSpace
-    from harness.types import InputError, NotApplicableError, Score
+    from harness.types import Artifact, InputError, NotApplicableError, Score
 
 _HOMES = {
     "evaluate": "api",
@@ -28,7 +29,9 @@ _HOMES = {
     "Case": "case",
     "Draws": "random",
     "METHODS": "catalogue",
+    "INTROSPECTIONS": "catalogue",
     "METRICS": "catalogue",
+    "introspection": "registry",
     "method": "registry",
     "metric": "registry",
     "Tolerance": "regressions",
@@ -36,15 +39,19 @@ _HOMES = {
     "Reproduction": "reproduction",
     "reproduce": "reproduction",
     "Results": "results",
+    "Samples": "introspecting",
     "InputSpace": "space",
+    "Artifact": "types",
     "InputError": "types",
     "NotApplicableError": "types",
     "Score": "types",
 }
 
 __all__ = [
+    "INTROSPECTIONS",
     "METHODS",
     "METRICS",
+    "Artifact",
     "Case",
     "Draws",
     "InputError",
@@ -52,12 +59,14 @@ __all__ = [
     "NotApplicableError",
     "Reproduction",
     "Results",
+    "Samples",
     "Score",
     "Tolerance",
     "compare",
     "evaluate",
     "examine",
     "explain",
+    "introspection",
     "method",
     "metric",
     "reproduce",

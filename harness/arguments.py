@@ -15,10 +15,10 @@ from harness.data import images
 from harness.data.audio import EXTENSIONS as SOUNDS
 from harness.data.files import existing
 from harness.data.images import EXTENSIONS as PICTURES
+from harness.entries import nearest
+from harness.model_entries import ModelEntry, models_of
 from harness.places import Place
-from harness.registry import nearest
 from harness.shapes import guess_shape
-from harness.study import ModelEntry, models_of
 from harness.subjects import Target, load_source
 from harness.types import InputError
 

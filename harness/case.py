@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from harness.entries import Method
 from harness.heap import HEAP
 from harness.inference import EAGER, Inference
 from harness.random import Draws
-from harness.registry import Method
 from harness.remarks import Remarks, listening
 from harness.space import InputSpace
 from harness.types import NotApplicableError
@@ -198,6 +198,8 @@ class Case:
         of_another: where the masks are of another class than the explained one; None if nothing tells.
         no_truth: why the masks are no truth for this model, although they were planted to be; empty if they are.
         parts: where the parts of each sample are, and the samples without each part, if the data say so.
+        labels: the true classes, if the data say them.
+        classes: names of the classes by index, if they have any.
         remarks: what the method said of the maps.
         passes: counts every sample-pass that goes through `explain` and `logits`.
         kept: what metrics share of this method on these samples; a case that is made from this one begins anew.
@@ -217,6 +219,8 @@ class Case:
     of_another: Bool[Tensor, " n"] | None = None
     no_truth: str = ""
     parts: tuple[Float[Tensor, "n parts ..."], Float[Tensor, "n parts ..."]] | None = None
+    labels: Int[Tensor, " n"] | None = None
+    classes: tuple[str, ...] = ()
     remarks: Remarks = field(default_factory=dict)
     passes: Passes = field(default_factory=Passes)
     kept: dict[object, Any] = field(default_factory=dict, init=False)
@@ -338,6 +342,7 @@ class Case:
             masks=None,
             of_another=None,
             parts=None,
+            labels=samples.y,
             remarks={},
         )
 
@@ -351,6 +356,7 @@ class Case:
             masks=None if self.masks is None else self.masks[part],
             of_another=None if self.of_another is None else self.of_another[part],
             parts=None if self.parts is None else (self.parts[0][part], self.parts[1][part]),
+            labels=None if self.labels is None else self.labels[part],
         )
 
     def draws(self, *purpose: object) -> Draws:

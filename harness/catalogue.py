@@ -20,11 +20,12 @@ from harness.data import (
 )
 from harness.guests import captum, functions, gradcam, maps, zennit
 from harness.models import analytic, builtin, external, wrapped
-from harness.registry import DATA, GUESTS, METHODS, METRICS, MODELS
+from harness.registry import DATA, GUESTS, INTROSPECTIONS, METHODS, METRICS, MODELS
 
 __all__ = [
     "DATA",
     "GUESTS",
+    "INTROSPECTIONS",
     "METHODS",
     "METRICS",
     "MODELS",

@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 INTERRUPTED = 130
 
-Kind = Literal["methods", "metrics", "models", "data", "studies", "reproductions"]
+Kind = Literal["methods", "metrics", "introspections", "models", "data", "studies", "reproductions"]
 Engine = Literal["process", "ray"]
 Precision = Literal["float32", "tf32"]
 
@@ -216,18 +216,19 @@ def reproduce(
 
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="what to list")]) -> None:
-    """List what is there by name: methods, metrics, models, data, studies or reproductions; with options and defaults.
+    """List what is there by name: methods, metrics, introspections, models, data, studies, reproductions; with options.
 
     Examples: `harness list methods`, `harness list data`, `harness list studies`.
     """
-    from harness.catalogue import DATA, GUESTS, METHODS, METRICS, MODELS
-    from harness.registry import Entry, SourceEntry
+    from harness.catalogue import DATA, GUESTS, INTROSPECTIONS, METHODS, METRICS, MODELS
+    from harness.entries import Entry, SourceEntry
     from harness.reproductions import BUILT_IN
     from harness.study import studies
 
     registries: dict[str, Mapping[str, Entry]] = {
         "methods": {**METHODS, **GUESTS},
         "metrics": METRICS,
+        "introspections": INTROSPECTIONS,
         "models": MODELS,
         "data": DATA,
     }
@@ -257,7 +258,7 @@ def main() -> None:
     Raises:
         SystemExit: 1 when a run cannot go on, 2 for wrong input, 130 when interrupted.
     """
-    from harness.registry import UnknownNameError
+    from harness.entries import UnknownNameError
 
     try:
         app()

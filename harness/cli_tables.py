@@ -117,7 +117,7 @@ def _check_effects(results: "Results", effects: Mapping[str, float]) -> None:
     Raises:
         InputError: no metric and no measure has such a name.
     """
-    from harness.registry import nearest
+    from harness.entries import nearest
 
     long = results.table("headlines")
     there = [name for column in ("metric", "measure") if column in long for name in long[column].dropna().unique()]

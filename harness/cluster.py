@@ -10,9 +10,9 @@ from dataclasses import replace
 from socket import create_connection
 from typing import Any, Literal
 
+from harness.entries import UnknownNameError
 from harness.kept_maps import lacks_maps
 from harness.plan import Group, Task
-from harness.registry import UnknownNameError
 from harness.store import Folder
 from harness.training import Progress
 from harness.types import InputError, StoppedError

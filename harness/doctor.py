@@ -15,13 +15,13 @@ from harness.catalogue import MODELS
 from harness.costs import Cost, cost_of
 from harness.data import Data, of_tensors
 from harness.findings import Finding, in_gradient, in_model, in_output, in_repetition, in_samples, wrapping
+from harness.model_entries import DataEntry, ModelEntry, head_of, models_of
 from harness.models.loaded import RANDOM, LoadedModel
 from harness.models.loading import FIRST_READABLE, NoWeightsError, Wanted, load_model
 from harness.places import Place
 from harness.progress import silent
 from harness.shapes import NOISE_ENDS, guess_shape, noise
 from harness.space import InputSpace
-from harness.study import DataEntry, ModelEntry, head_of, models_of
 from harness.subjects import Reader, Subject, candidates, load_data, load_source
 from harness.training import Progress
 from harness.twins import constructor_fault

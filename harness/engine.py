@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from harness.artifacts import keep_artifacts
 from harness.case import Passes
+from harness.entries import Introspection
 from harness.interrupts import OutOfTimeError, finishing, within
 from harness.kept_maps import about, keep_maps, lacks_maps
 from harness.plan import Group, Task, lacking, numerics
@@ -17,7 +19,7 @@ from harness.rows import rows_of
 from harness.snapshot import Snapshot
 from harness.store import Part, Store
 from harness.training import Progress
-from harness.types import NotApplicableError, Score, StoppedError
+from harness.types import Artifact, NotApplicableError, Score, StoppedError
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 LOST_DEVICE = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED", "HIP error")
@@ -94,6 +96,7 @@ class Runner:
 
     def __init__(self, group: Group, store: Store, *, seed: int, chunk: int, cell_seconds: float | None = None) -> None:
         self.group, self.store, self.seed, self.cell_seconds = group, store, seed, cell_seconds
+        self.has_maps = not isinstance(group.explainer.method, Introspection)
         self.before = Snapshot(group.subject.source.model)
         self._begin(min([chunk, *self._known_chunks()]))
 
@@ -126,6 +129,8 @@ class Runner:
             gc.collect()
             torch.cuda.empty_cache()
         if isinstance(outcome, Part):
+            # First, so that a finished cell has them.
+            keep_artifacts(outcome.artifacts, task.cell, self.store)
             self.store.put(task.cell, outcome)
         else:
             self.store.fail(task.cell, _failure(outcome))
@@ -156,16 +161,17 @@ class Runner:
 
     def _outcome(self, task: Task) -> Part | Exception:
         """The finished cell, or what it raised; the model is left as it was."""
-        scores: list[Score] = []
+        found: list[Score | Artifact] = []
         status, reason, started = "not_applicable", task.lacks, time.perf_counter()
         try:
             with within(self.cell_seconds):
                 if not task.lacks:
                     self._compute_maps()
                     self.case.passes, started = Passes(), time.perf_counter()
-                    scores = list(task.metric.function(self.case, **task.options))
+                    found = list(task.metric.function(self.case, **task.options))
                     self._check_untouched(task)
                     status = "done"
+                scores = [each for each in found if isinstance(each, Score)]
                 rows = rows_of(scores, self.case.samples, self.case.target)
         except NotApplicableError as lack:
             self._restored()
@@ -182,7 +188,8 @@ class Runner:
             if isinstance(error, Exception):
                 return error
             raise
-        return Part(rows, self._info(task, status, reason, time.perf_counter() - started))
+        artifacts = tuple(each for each in found if isinstance(each, Artifact))
+        return Part(rows, self._info(task, status, reason, time.perf_counter() - started), artifacts)
 
     def _check_untouched(self, task: Task) -> None:
         """Check that a metric left maps and model to the next one as it got them.
@@ -190,7 +197,7 @@ class Runner:
         Raises:
             RuntimeError: it wrote into the maps, which are computed anew for the next metric, or changed the model.
         """
-        if self.case.maps._version != self.maps_version:
+        if self.has_maps and self.case.maps._version != self.maps_version:
             self._forget_maps()
             raise RuntimeError(f"{task.metric.name} wrote into the maps, which other metrics share: clone them first")
         self._check_model(f"{task.metric.name}, or {self.group.explainer.method.name} called by it,")
@@ -224,7 +231,7 @@ class Runner:
             started = time.perf_counter()
             self.case.passes = Passes()
             try:
-                self.maps_version = self.case.maps._version
+                self.maps_version = self.case.maps._version if self.has_maps else 0
                 self._check_model(self.group.explainer.method.name)
             except Exception as error:
                 # With less memory for each pass there may be maps.
@@ -246,11 +253,12 @@ class Runner:
             **about(self.group),
             "method_family": method.family,
             "method_expected": dict(method.expected),
+            **({"compares": method.compares} if isinstance(method, Introspection) else {}),
             "metric_function": task.metric.name,
             "metric_version": task.metric.version,
             "metric_family": task.metric.family,
             "metric_options": task.options,
-            "headline": task.metric.headline,
+            "headline": task.metric.headline or (method.headline if isinstance(method, Introspection) else ""),
             "direction": task.metric.direction,
             "summary_statistic": task.metric.summary_statistic,
             "forward": self.case.passes.forward if status == "done" else 0,

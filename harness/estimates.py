@@ -7,6 +7,7 @@ from math import isnan, nan
 
 from harness.case import Case, Passes
 from harness.costs import TRIES, Cost, cost_of, seconds_of
+from harness.entries import Introspection
 from harness.interrupts import OutOfTimeError, can_limit, within
 from harness.plan import Cell, Group, Task
 from harness.store import Store
@@ -87,7 +88,12 @@ def estimates_of(
         def tell(what: str, share: float, position: int = position, label: str = subject.label) -> None:
             progress("estimate", (position + share) / len(models), f"{label} · {what}")
 
-        found |= _of_model(members, speed, tell)
+        of_maps = [group for group in members if not isinstance(group.explainer.method, Introspection)]
+        if of_maps:
+            found |= _of_model(of_maps, speed, tell)
+        # An introspection looks at all samples at once, and two are too few for most.
+        asked = [task.cell for group in members if group not in of_maps for task in group.tasks]
+        found |= dict.fromkeys(asked, Estimate(nan, nan, nan))
     progress("estimate", 1.0, "")
     return _as_experienced(found, store), speeds
 

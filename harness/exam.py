@@ -8,12 +8,12 @@ from typing import Any
 
 from harness import api
 from harness.catalogue import METRICS
+from harness.entries import Metric
 from harness.exam_results import TASKS, Exam, label_of
 from harness.marking import LOW, MIDDLE, QUALITIES, TRUTH, WRONG
 from harness.plugins import load_file
 from harness.preparation import RESULTS
 from harness.progress import silent
-from harness.registry import Metric
 from harness.results import Results
 from harness.study import Chosen, choose
 from harness.training import Progress

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.entries import Metric
 from harness.exam_figures import draw_agreement, draw_levels, save
 from harness.marking import LOW, MIDDLE, QUALITIES, TRUTH, WRONG, Answers, Scores, mean, rank_agreement
 from harness.marks import FAILED, PASSED
-from harness.registry import Metric
 from harness.results import Results
 from harness.statistics import mean_interval, over_draws
 from harness.text import markdown

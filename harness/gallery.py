@@ -15,11 +15,12 @@ from harness.catalogue import METHODS
 from harness.data import Data
 from harness.heads import Regression
 from harness.metrics.preprocessing import reduce_channels
+from harness.model_entries import DataEntry, ModelEntry
 from harness.models import ModelSource
 from harness.models.loaded import RANDOM
 from harness.plan import plan
 from harness.space import Kind
-from harness.study import Chosen, DataEntry, ModelEntry
+from harness.study import Chosen
 from harness.subjects import Subject, Target, checked_subject, load_entry, load_source
 from harness.training import Progress
 from harness.types import InputError

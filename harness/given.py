@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from harness.data import of_tensors
 from harness.findings import in_model, refuse
+from harness.model_entries import DataEntry
 from harness.models.loaded import LoadedModel
 from harness.progress import silent
 from harness.space import InputSpace
-from harness.study import DataEntry
 from harness.subjects import Subject, Target, checked_subject
 from harness.twins import constructor_fault
 from harness.types import InputError

@@ -21,13 +21,13 @@ def glance(headlines: pd.DataFrame, judged: pd.DataFrame, rankings: pd.DataFrame
 
     Args:
         headlines: the table of this name.
-        judged: the table of verdicts.
+        judged: the verdicts that stand for tests, from `one_word`.
         rankings: the table of this name.
         cost: the table of this name.
     """
     if headlines.empty:
         return headlines
-    verdicts = {tuple(row[GROUP]): row for _, row in signed_ranks(judged).iterrows() if row["verdict"]}
+    verdicts = {tuple(row[GROUP]): row for _, row in judged.iterrows() if row["verdict"]}
     ranks = {tuple(row[GROUP]): row for _, row in rankings.iterrows()}
     said = [
         _said(row, verdicts.get(tuple(row[GROUP])), ranks.get(tuple(row[GROUP]))) for _, row in headlines.iterrows()
@@ -58,8 +58,26 @@ def below_marks(wide: pd.DataFrame, marks: "pd.Series[str]") -> pd.DataFrame:
 
 
 def signed_ranks(judged: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts on signed maps by rank correlation, which stand for a test where there is room for one word."""
+    """The verdicts on signed maps by rank correlation, of those on several views of the same maps."""
     return judged[(judged["measure"] == "spearman") & (judged["sign"] == "signed")] if len(judged) else judged
+
+
+def one_word(verdicts: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts that stand for their tests where there is room for one word.
+
+    Of maps it is that on signed ones by rank correlation, of introspections that on the first measure of the whole
+    network that has a number.
+
+    Args:
+        verdicts: the table of this name.
+        networks: the table `global`.
+    """
+    if len(networks):
+        whole = networks[networks["stage"].isna()]
+        known = whole.assign(unknown=whole["trained"].isna()).sort_values("unknown", kind="stable")
+        networks = known.drop_duplicates(GROUP).sort_index()
+    columns = [*GROUP, "verdict", "reason"]
+    return pd.concat([each.reindex(columns=columns) for each in (signed_ranks(verdicts), networks)], ignore_index=True)
 
 
 def _said(row: "pd.Series[Any]", verdict: "pd.Series[Any] | None", rank: "pd.Series[Any] | None") -> tuple[str, str]:

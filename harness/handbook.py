@@ -13,10 +13,10 @@ from torch import nn
 
 from harness.case import Case, Explainer, Passes, counted
 from harness.catalogue import METHODS, METRICS
+from harness.entries import Method, Metric
 from harness.models.analytic import Additive
 from harness.models.loaded import LoadedModel
 from harness.networks import VisionTransformer
-from harness.registry import Method, Metric
 from harness.space import InputSpace
 from harness.types import NotApplicableError
 
@@ -32,6 +32,7 @@ FAMILIES = (
     "robustness",
     "descriptor",
     "complexity",
+    "global",
 )
 SIDE, CLASSES, SAMPLES = 28, 10, 8
 

@@ -14,12 +14,13 @@ from harness.catalogue import DATA, METHODS, METRICS
 from harness.data import Data
 from harness.doctor import few_of
 from harness.engine import execute
+from harness.model_entries import DataEntry, ModelEntry
 from harness.models.loaded import LoadedModel
 from harness.plan import plan
 from harness.registry import split_source
 from harness.space import InputSpace
 from harness.store import Memory
-from harness.study import DataEntry, ModelEntry, choose
+from harness.study import choose
 from harness.subjects import load_entry
 from harness.training import Progress
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.case import Case
 from harness.digests import digest
+from harness.entries import Introspection
 from harness.plan import Cell, Group, identity_of, numerics
 from harness.space import Kind
 from harness.store import Store
@@ -68,7 +69,9 @@ def about(group: Group) -> dict[str, Any]:
 
 
 def lacks_maps(group: Group, store: Store, seed: int) -> bool:
-    """Whether the maps of a group are not kept yet, or are those of something else."""
+    """Whether the maps of a group are not kept yet, or are those of something else; an introspection has none."""
+    if isinstance(group.explainer.method, Introspection):
+        return False
     kept = store.arrays(_place(MAPS, group.tasks[0].cell), "meta") if group.tasks else {}
     return bool(group.tasks) and (kept is None or _meta(kept).get("key") != _key(group, seed))
 

@@ -12,8 +12,8 @@ import torch
 from harness import catalogue
 from harness.case import Case, Explainer
 from harness.digests import digest
+from harness.entries import FILLED_BY_NAME, GLOBAL, Introspection, Method, Metric
 from harness.models.loaded import LoadedModel
-from harness.registry import FILLED_BY_NAME, Method, Metric
 from harness.space import SPATIAL_AXES, InputSpace
 from harness.study import Chosen
 from harness.subjects import Subject
@@ -41,6 +41,7 @@ NEEDS: dict[str, Callable[[Subject, Explainer], str]] = {
         "" if hasattr(subject.source.model, "contributions") else "no map is known to be right for this model"
     ),
     "parts": lambda subject, _: "" if subject.reader.data.read_parts else "the data do not say what parts samples have",
+    "labels": lambda subject, _: "" if subject.reader.data.labels is not None else "the samples have no labels",
     "image": lambda subject, _: "" if subject.space.kind == "image" else f"needs images, got a {subject.space.kind}",
     "spatial": lambda subject, _: "" if SPATIAL_AXES[subject.space.kind] else "needs positions, got a table",
 }
@@ -119,17 +120,30 @@ class Group:
             of_another=subject.of_another,
             no_truth=subject.no_truth,
             parts=subject.parts if parts else None,
+            labels=subject.labels,
+            classes=tuple(subject.reader.data.classes),
         )
 
 
-def plan(subjects: Sequence[Subject], methods: Sequence[Chosen], metrics: Sequence[Chosen], seed: int) -> list[Group]:
+def plan(
+    subjects: Sequence[Subject],
+    methods: Sequence[Chosen],
+    metrics: Sequence[Chosen],
+    seed: int,
+    introspections: Sequence[Chosen] = (),
+) -> list[Group]:
     """All groups of cells, in the order in which they are computed.
+
+    Metrics of the family `global` ask introspections, each of which sees all samples of a model at once; the others
+    test the maps of methods.
 
     Raises:
         InputError: a named fill or baseline cannot be had in a subject's input space, or maps that were made elsewhere
             are not those of its samples.
     """
     groups = []
+    of_networks = [metric for metric in metrics if metric.entry.family == GLOBAL]
+    of_maps = [metric for metric in metrics if metric.entry.family != GLOBAL]
     for subject in subjects:
         _check_fixed(subject, methods, len(subjects))
         for index, block in enumerate(subject.blocks()):
@@ -138,8 +152,13 @@ def plan(subjects: Sequence[Subject], methods: Sequence[Chosen], metrics: Sequen
                 explainer = Explainer(chosen.entry, _named(chosen, subject.space))
                 if chosen.added and lacking(subject, explainer):
                     continue
-                tasks = tuple(_task(block, index, chosen, explainer, metric, seed) for metric in metrics)
+                tasks = tuple(_task(block, index, chosen, explainer, metric, seed) for metric in of_maps)
                 groups.append(Group(block, explainer, tasks))
+        for chosen in introspections:
+            assert isinstance(chosen.entry, Introspection)
+            explainer = Explainer(chosen.entry, dict(chosen.options))
+            tasks = tuple(_task(subject, 0, chosen, explainer, metric, seed) for metric in of_networks)
+            groups.append(Group(subject, explainer, tasks))
     return groups
 
 
@@ -155,7 +174,9 @@ def identity_of(explainer: Explainer, subject: Subject) -> tuple[object, ...]:
     # Appended and not always there, so that the keys of all others stay what they were.
     background = (subject.source.background_contents,) if "background" in method.needs else ()
     masks = (subject.masks,) if "masks" in method.needs else ()
-    contents = (method.contents,) if method.contents else ()
+    contents: tuple[object, ...] = (method.contents,) if method.contents else ()
+    if isinstance(method, Introspection):
+        contents = (subject.labels, subject.reader.data.classes, *(USES[each](subject.source) for each in method.uses))
     return (method.name, method.version, sorted(explainer.options.items()), *background, *masks, *contents)
 
 

@@ -109,7 +109,7 @@ def prepare(
     subjects = [
         subject_of_entry(entry, resolved, device=place, samples=samples, progress=progress) for entry in resolved.models
     ]
-    groups = plan(subjects, resolved.methods, resolved.metrics, resolved.study.seed)
+    groups = plan(subjects, resolved.methods, resolved.metrics, resolved.study.seed, resolved.introspections)
     return Prepared(resolved, folder, place, samples, chunk or kept or CHUNK, tuple(subjects), tuple(groups))
 
 
@@ -144,10 +144,11 @@ def _manifest(resolved: Resolved) -> dict[str, Any]:
         ]
 
     return {
-        **resolved.study.model_dump(exclude={"models", "methods", "metrics"}),
+        **resolved.study.model_dump(exclude={"models", "methods", "metrics", "introspections"}),
         "models": [model.model_dump() for model in resolved.models],
         "methods": listed(resolved.methods),
         "metrics": listed(resolved.metrics),
+        **({"introspections": listed(resolved.introspections)} if resolved.introspections else {}),
     }
 
 

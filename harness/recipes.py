@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from harness.data.files import existing
 from harness.digests import digest
+from harness.entries import nearest
 from harness.plugins import code_of, imports_from, load_file
 from harness.random import seed_of
-from harness.registry import nearest
 from harness.training import Lesson, Progress
 from harness.types import InputError
 

@@ -12,11 +12,11 @@ from harness.api import run
 from harness.claim_figures import FIGURES, write_claim_figures
 from harness.claim_tables import write_claims
 from harness.claims import Claim, judge
+from harness.entries import nearest
 from harness.evidence import TODAY, Evidence, Protocol, evidence_of
 from harness.plugins import load_file
 from harness.preparation import RESULTS
 from harness.progress import silent
-from harness.registry import nearest
 from harness.reproductions import BUILT_IN
 from harness.results import Results
 from harness.study import load_study

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from harness import plotted, tables
 from harness.comparisons import DEFAULT_COMPARING, Comparing
+from harness.entries import UnknownNameError, nearest
 from harness.html import html
 from harness.kept_maps import KeptMaps, KeptSamples, are_kept, maps_of, samples_of
 from harness.marks import published
 from harness.plan import Cell
-from harness.registry import UnknownNameError, nearest
 from harness.rows import LABELS, RECORDS
 from harness.series import Stack, stacks_of, state_of
 from harness.statistics import DEFAULT, Thresholds

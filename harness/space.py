@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from harness.entries import nearest
 from harness.random import Draws
-from harness.registry import nearest
 from harness.types import InputError
 
 Kind = Literal["image", "signal", "table"]

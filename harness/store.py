@@ -22,7 +22,7 @@ import yaml
 
 from harness.plan import Cell
 from harness.seals import intact, sealed
-from harness.types import InputError, StoppedError
+from harness.types import Artifact, InputError, StoppedError
 
 try:
     import fcntl
@@ -37,10 +37,14 @@ INFO = b"cell"
 
 @dataclass(frozen=True)
 class Part:
-    """A finished cell: its rows (none if it is not applicable) and how they came about."""
+    """A finished cell: its rows (none if it is not applicable) and how they came about.
+
+    Its artifacts are written beside it and read for themselves (`harness.artifacts`).
+    """
 
     rows: pa.Table
     info: Mapping[str, Any]
+    artifacts: tuple[Artifact, ...] = ()
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from harness.data import Data
 from harness.digests import digest
 from harness.findings import in_model, in_output, in_repetition, in_samples, refuse
 from harness.inference import CHECKED, Inference
+from harness.model_entries import DataEntry, ModelEntry, head_of
 from harness.models import ModelSource
 from harness.models.loaded import LoadedModel
 from harness.models.loading import Wanted, load_model
@@ -24,7 +25,7 @@ from harness.planted import doubt
 from harness.random import Draws
 from harness.registry import split_source
 from harness.space import InputSpace
-from harness.study import DataEntry, ModelEntry, Resolved, head_of
+from harness.study import Resolved
 from harness.training import Progress
 from harness.types import InputError
 
@@ -120,13 +121,17 @@ class Subject:
         where, without = zip(*map(read, self.rows), strict=True)
         return self.reader.placed(torch.stack(where)), self.reader.placed(torch.stack(without))
 
+    @property
+    def labels(self) -> Int[Tensor, " n"] | None:
+        """The true classes, on the model's device; None where the data do not say them."""
+        labels = self.reader.data.labels
+        return None if labels is None else labels[torch.tensor(self.rows)].to(self.target.device)
+
     @cached_property
     def of_another(self) -> Bool[Tensor, " n"] | None:
         """Where the masks, which are of the label, are of another class than the explained one; None without labels."""
-        data = self.reader.data
-        if data.read_mask is None or data.labels is None:
-            return None
-        return data.labels[torch.tensor(self.rows)].to(self.target.device) != self.target
+        labels = self.labels
+        return None if labels is None or self.reader.data.read_mask is None else labels != self.target
 
     @cached_property
     def truth_contents(self) -> str:

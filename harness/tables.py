@@ -10,8 +10,9 @@ import pandas as pd
 
 from harness.agreement import agreement, fills, setups
 from harness.comparisons import DEFAULT_COMPARING, Comparing, comparisons
-from harness.glance import GROUP, INDEX, below_marks, glance, marks_of, signed_ranks
+from harness.glance import GROUP, INDEX, below_marks, glance, marks_of, one_word
 from harness.headlines import headline
+from harness.learnt import learnt, partly
 from harness.marks import DESCRIBES, Marks, published
 from harness.rankings import across_models, classes, families, rankings
 from harness.series import FIELDS, UNFINISHED, Stack, commonest
@@ -86,11 +87,11 @@ def leaderboard(long: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         long: the table of headlines.
-        judged: the table of verdicts.
+        judged: the verdicts that stand for tests, from `harness.glance.one_word`.
     """
     if long.empty:
         return long
-    words = {tuple(v[GROUP]): v["verdict"] for _, v in signed_ranks(judged).iterrows()}
+    words = {tuple(v[GROUP]): v["verdict"] for _, v in judged.iterrows()}
     text = [" ".join(filter(None, [_cell(row), words.get(tuple(row[GROUP]), "")])) for _, row in long.iterrows()]
     wide = long.assign(text=text).pivot_table(index=INDEX, columns="metric", values="text", aggfunc="first", sort=False)
     marks = marks_of(long)
@@ -112,6 +113,7 @@ def stages(long: pd.DataFrame) -> pd.DataFrame:
 ROWS: dict[str, Callable[[Stack], Iterator[Row]]] = {
     "headlines": headlines,
     "summary": summary,
+    "partly_random": partly,
     "cost": cost,
     "outcomes": outcomes,
     "setups": setups,
@@ -131,6 +133,8 @@ TABLES = (
     "sensitivity",
     "cascade",
     "stages",
+    "global",
+    "partly_random",
     "comparisons",
     "rankings",
     "families",
@@ -151,11 +155,12 @@ def build(
     comparing: Comparing = DEFAULT_COMPARING,
 ) -> dict[str, pd.DataFrame]:
     """Every table in one pass: a stack is read, gives its rows to each table, and is forgotten."""
-    rows: dict[str, list[Row]] = {name: [] for name in (*ROWS, "verdicts", "cascade")}
+    rows: dict[str, list[Row]] = {name: [] for name in (*ROWS, "verdicts", "global", "cascade")}
     for stack in stacks:
         for name, rows_of_stack in ROWS.items():
             rows[name] += rows_of_stack(stack)
         rows["verdicts"] += verdicts(stack, thresholds)
+        rows["global"] += learnt(stack, thresholds)
         rows["cascade"] += cascade(stack, thresholds)
     frames = {name: pd.DataFrame(found) for name, found in rows.items() if name not in HELD}
     frames["agreement"], frames["fills"] = agreement(rows["setups"]), fills(rows["setups"])
@@ -164,8 +169,9 @@ def build(
     frames["comparisons"], frames["rankings"] = comparisons(held, comparing), rankings(held)
     frames["families"], frames["left_out"] = families(held)
     frames["across_models"], frames["classes"] = across_models(held), classes(held)
-    frames["glance"] = glance(frames["headlines"], frames["verdicts"], frames["rankings"], frames["cost"])
-    frames["leaderboard"] = leaderboard(frames["headlines"], frames["verdicts"])
+    judged = one_word(frames["verdicts"], frames["global"])
+    frames["glance"] = glance(frames["headlines"], judged, frames["rankings"], frames["cost"])
+    frames["leaderboard"] = leaderboard(frames["headlines"], judged)
     frames["thresholds"] = curve(frames["verdicts"], thresholds)
     frames["sensitivity"] = sensitivity(frames["cascade"], thresholds)
     frames["stages"] = stages(frames["cascade"])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
@@ -12,9 +12,21 @@ Role = Literal["test", "floor_shift", "floor_random", "floor_other", "ceiling_re
 """What a row is for: the test itself, a level that chance would give, or the best that could be reached."""
 
 Mode = Literal[
-    "top_down", "bottom_up", "independent", "full", "most_first", "least_first", "random", "runner_up", "least_likely"
+    "top_down",
+    "bottom_up",
+    "independent",
+    "full",
+    "shuffled",
+    "most_first",
+    "least_first",
+    "random",
+    "runner_up",
+    "least_likely",
 ]
 """How a network was randomized, in which order an input was perturbed, or which other class was explained."""
+
+Network = Literal["trained", "random", "shuffled"]
+"""Whose artifact it is: the trained network's, or that of one which has learnt nothing."""
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -80,3 +92,31 @@ class Score:
     stage_index: int | None = None
     step: float | None = None
     draw: int | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something to look at that an introspection yields beside its scores; it is stored beside its cell.
+
+    Attributes:
+        name: what it is, unique among the artifacts of one layer.
+        kind: how it is drawn. `pictures` [k, c, h, w] as the model takes them; `maps` [k, c, h, w], signed numbers of
+            which zero is the middle; `matrix` [rows, columns]; `curves` [lines, points].
+        values: the numbers.
+        labels: of the pictures, rows or lines; empty where they have no names.
+        columns: of the columns of a matrix or the points of a curve, names or numbers; empty: they are counted.
+        axes: what the values are, and what the columns are, in words.
+        stage: the layer it is about; None for the whole network.
+        caption: what is seen, in a sentence.
+        network: see `Network`.
+    """
+
+    name: str
+    kind: Literal["pictures", "maps", "matrix", "curves"]
+    values: Shaped[Tensor, "..."]
+    labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] | tuple[float, ...] = ()
+    axes: tuple[str, str] = ("", "")
+    stage: str | None = None
+    caption: str = ""
+    network: Network = "trained"

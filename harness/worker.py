@@ -143,7 +143,7 @@ class Worker:
         resolved = load_study(job.study)
         entry = next(each for each in resolved.models if (each.name, each.model_seed) == model)
         subject = subject_of_entry(entry, resolved, device=job.device, samples=job.samples, progress=silent)
-        groups = plan([subject], resolved.methods, resolved.metrics, job.seed)
+        groups = plan([subject], resolved.methods, resolved.metrics, job.seed, resolved.introspections)
         return {(group.tasks[0].cell.block, group.tasks[0].cell.method): group for group in groups}
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from harness.entries import nearest
 from harness.methods.trace import Seen, Traced, traced
-from harness.registry import nearest
 from harness.remarks import remark
 from harness.types import NotApplicableError
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from harness.case import Block, Case, counted
 from harness.metrics.similarity import pearson
+from harness.random import torch_seeded
 from harness.snapshot import copy_of
 from harness.types import NotApplicableError
 
@@ -44,15 +45,15 @@ class Stage:
     """A randomized network, good until the next one is asked for.
 
     Attributes:
-        mode: `full`, or the kind of cascade.
+        mode: `full`, `shuffled`, or the kind of cascade.
         index: how many groups of blocks are randomized; in mode `independent`, which one, counted from the output.
-        name: of the block that was randomized last; `all` in mode `full`.
+        name: of the block that was randomized last; `all` in modes `full` and `shuffled`.
         draw: of the twin.
         model: the network.
         key: says which network it is, whatever is explained with it.
     """
 
-    mode: Literal["full", "top_down", "bottom_up", "independent"]
+    mode: Literal["full", "shuffled", "top_down", "bottom_up", "independent"]
     index: int
     name: str
     draw: int
@@ -118,6 +119,19 @@ def full(case: Case, draw: int, how: Randomization) -> Stage:
     index = len(groups_of(blocks, how.stages))
     key = ("full", draw, index, how)
     return Stage("full", index, "all", draw, _settled(case, model, blocks, how.batch_norm, key), key)
+
+
+def shuffled(case: Case, draw: int, how: Randomization) -> Stage:
+    """Every parameter keeps its values and loses their order: the trained distribution of weights, and no structure."""
+    model = copy_of(case.model)
+    with torch.no_grad(), torch_seeded("shuffled", case.seed, draw):
+        for parameter in model.parameters():
+            order = torch.randperm(parameter.numel()).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    blocks = case.source.blocks
+    index = len(groups_of(blocks, how.stages))
+    key = ("shuffled", draw, index, how)
+    return Stage("shuffled", index, "all", draw, _settled(case, model, blocks, how.batch_norm, key), key)
 
 
 def _copy(block: Block, twin: nn.Module, model: nn.Module, batch_norm: BatchNormPolicy) -> None:

@@ -16,7 +16,7 @@ os.environ.setdefault("ATTRIBUTION_HARNESS_CACHE", str(Path(__file__).parents[1]
 
 
 def _forget_what_is_registered():
-    kept = [registry.METHODS, registry.METRICS, registry.DATA, registry.MODELS, registry.GUESTS]
+    kept = [each for each in vars(registry).values() if isinstance(each, registry.Registry)]
     before = [dict(each) for each in kept]
     yield
     for each, entries in zip(kept, before, strict=True):

@@ -15,7 +15,7 @@ from torchvision.datasets import CocoDetection, VOCDetection
 from harness.catalogue import DATA
 from harness.data import BrokenSampleError
 from harness.data.annotated import VOC
-from harness.registry import OptionError
+from harness.entries import OptionError
 from harness.types import InputError
 
 PIXELS = {"mean": [0.0] * 3, "std": [1.0] * 3}

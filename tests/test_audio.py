@@ -14,7 +14,7 @@ from scipy.signal import resample_poly
 from harness.catalogue import DATA
 from harness.data import BrokenSampleError
 from harness.data.audio import log_spectrogram, read_wave
-from harness.registry import OptionError
+from harness.entries import OptionError
 from harness.types import InputError
 
 RATE = 8000

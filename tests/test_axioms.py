@@ -11,7 +11,7 @@ from torch import nn
 from cases import Linear, case_of, network, rows, values
 from harness import METHODS
 from harness.case import Explainer
-from harness.registry import Method
+from harness.entries import Method
 from harness.types import NotApplicableError
 
 AXIOMS = {"dummy": {}, "symmetry": {}, "linearity": {}, "sensitivity": {"fill": "black"}}

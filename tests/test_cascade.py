@@ -13,11 +13,11 @@ from cases import Functional, case_of, network, rows, values
 from harness.case import Passes
 from harness.catalogue import METRICS
 from harness.digests import digest
+from harness.entries import OptionError
 from harness.metrics.cascade import Randomization, cascade, full, output_of
 from harness.metrics.comparison import shifted
 from harness.metrics.similarity import pearson
 from harness.networks import CifarResNet
-from harness.registry import OptionError
 from harness.types import NotApplicableError
 
 MODES = ("top_down", "bottom_up", "independent")

@@ -10,7 +10,7 @@ from scipy import stats
 
 from cases import Linear, case_of, rows, values
 from harness import METRICS
-from harness.registry import OptionError
+from harness.entries import OptionError
 
 METRIC_OF = {
     "gini": "sparseness",

@@ -12,10 +12,12 @@ from harness.catalogue import DATA
 from harness.data import of_tensors
 from harness.data.bundled import mnist_5k
 from harness.data.planting import cells_of, in_cells, left_half
+from harness.entries import SourceEntry
+from harness.model_entries import data_of
 from harness.places import Place
-from harness.registry import SourceEntry, split_source
+from harness.registry import split_source
 from harness.space import InputSpace
-from harness.study import StudyError, data_of
+from harness.study import StudyError
 from harness.subjects import load_data
 from harness.types import InputError
 

@@ -19,7 +19,8 @@ from torchvision import transforms
 from harness.catalogue import DATA
 from harness.data import BrokenSampleError
 from harness.digests import digest
-from harness.registry import UnknownNameError, split_source
+from harness.entries import UnknownNameError
+from harness.registry import split_source
 from harness.space import InputSpace
 from harness.types import InputError
 

@@ -12,8 +12,8 @@ from test_metrics_contract import options_of
 from cases import case_of, network, rows
 from harness import METHODS, METRICS, InputSpace
 from harness.case import Case, Explainer
+from harness.entries import Method
 from harness.models.loaded import LoadedModel
-from harness.registry import Method
 
 SIDE, COUNT, PLACE = 12, 12, (0, 5, 4)
 SAMPLES = [f"s{index}" for index in range(COUNT)]

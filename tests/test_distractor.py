@@ -9,9 +9,9 @@ from cases import case_of
 from harness.catalogue import METHODS
 from harness.data.bundled import mnist_5k
 from harness.data.distractor import distractor
+from harness.model_entries import models_of
 from harness.places import Place
 from harness.progress import silent
-from harness.study import models_of
 from harness.subjects import load_entry
 
 

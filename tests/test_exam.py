@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 
 from harness.case import Case
-from harness.registry import metric
+from harness.registry import (metric)
 from harness.types import Score
 
 

@@ -17,7 +17,7 @@ from torchvision.models import get_model_weights
 from harness.catalogue import DATA, MODELS
 from harness.data import BrokenSampleError
 from harness.data.images import EXTENSIONS, Preprocessing
-from harness.registry import OptionError
+from harness.entries import OptionError
 from harness.types import InputError
 
 PIXELS = {"mean": [0.0] * 3, "std": [1.0] * 3}

@@ -13,10 +13,10 @@ import harness
 from harness import METHODS, cli
 from harness.arguments import data_of_images, entry_of, method_entries, target_of
 from harness.catalogue import DATA, MODELS
+from harness.entries import Method
 from harness.gallery import all_methods, gallery_of, names_of, subject_to_show
 from harness.panels import draw, layout_of
 from harness.progress import silent
-from harness.registry import Method
 from harness.study import choose
 from harness.types import InputError
 

@@ -267,7 +267,7 @@ import os, sys
 import torch
 from harness.plan import plan
 from harness.progress import silent
-from harness.study import load_study
+from harness.study import (load_study)
 from harness.subjects import subject_of_entry
 CPU = torch.device("cpu")
 {inspect.getsource(key_of)}

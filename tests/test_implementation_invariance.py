@@ -6,8 +6,8 @@ import torch
 import harness
 from cases import Linear, case_of, network, rows, values
 from harness.catalogue import METHODS
+from harness.entries import Method
 from harness.metrics.implementation_invariance import REWRITINGS
-from harness.registry import Method
 from harness.types import NotApplicableError
 
 UNITS, FOLDED = {"units permuted", "unit duplicated"}, {"batch norm folded"}

@@ -6,7 +6,7 @@ import torch
 
 import harness
 from harness import Results, subjects
-from harness.registry import UnknownNameError
+from harness.entries import UnknownNameError
 from harness.study import load_study
 from harness.types import InputError
 

@@ -8,10 +8,10 @@ from cases import Functional, case_of, network, rows, values
 from harness.case import Explainer, Partner
 from harness.data import of_tensors
 from harness.data.bundled import mnist_5k
+from harness.entries import Method
 from harness.methods.gradients import gradient
 from harness.metrics.comparison import shifted
 from harness.models.school import invalid
-from harness.registry import Method
 from harness.space import InputSpace
 from harness.training import Trained
 

@@ -200,7 +200,7 @@ def test_cites_a_key_of_the_bibliography(name):
 def test_a_method_that_returns_the_wrong_shape_is_named():
     model, x, target = network("modules")
     from harness.case import Explainer
-    from harness.registry import Method
+    from harness.entries import Method
 
     bad = Method("bad", lambda model, x, target: x[:, :, :-1], "test", 1, ())
     with pytest.raises(ValueError, match=r"bad returned maps of shape \[5, 2, 11, 12\], expected \[5, 2, 12, 12\]"):

@@ -17,6 +17,8 @@ from harness.plan import NEEDS, USES
 
 ROOT = Path(__file__).parents[1]
 GROUND = {
+    "entries",
+    "introspecting",
     "registry",
     "types",
     "random",

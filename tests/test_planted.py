@@ -15,12 +15,12 @@ from harness.data.planted_patch import PATTERNS, planted_patch
 from harness.data.planting import next_of_another_class
 from harness.data.sprites import sprites
 from harness.data.textured_object import _textures, textured_object
+from harness.model_entries import models_of
 from harness.networks import CNN
 from harness.places import Place
 from harness.planted import doubt
 from harness.progress import silent
 from harness.registry import split_source
-from harness.study import models_of
 from harness.subjects import load_entry
 
 TASKS = {

@@ -6,8 +6,8 @@ import torch
 
 from cases import Functional, case_of, network, rows, values
 from harness.catalogue import METRICS
+from harness.entries import OptionError
 from harness.metrics.randomization_descriptors import histogram_entropy
-from harness.registry import OptionError
 
 
 @pytest.mark.parametrize("bins", [2, 10, 100])

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.model_entries import models_of
 from harness.places import Place
 from harness.progress import silent
-from harness.study import models_of
 from harness.subjects import load_entry
 from harness.training import accuracy
 

@@ -12,7 +12,7 @@ from torch import nn
 from cases import Linear, case_of, network, rows, values
 from harness import METRICS
 from harness.case import Explainer, Labelled
-from harness.registry import Method, OptionError
+from harness.entries import Method, OptionError
 from harness.space import InputSpace
 from harness.types import NotApplicableError
 

@@ -15,10 +15,10 @@ from harness.catalogue import DATA, MODELS
 from harness.data import images, of_tensors
 from harness.data.images import Preprocessing
 from harness.digests import digest
+from harness.entries import SourceEntry
 from harness.models import ModelSource, Pretrained
 from harness.progress import silent
 from harness.random import Draws
-from harness.registry import SourceEntry
 from harness.space import InputSpace
 from harness.study import load_study
 from harness.subjects import candidates, subject_of_entry, targets

@@ -8,9 +8,9 @@ import torch
 
 from harness.data import sprites as sprites_module
 from harness.data.sprites import CLASSES, COLOURS, PARTS, RADII, sprites
+from harness.model_entries import models_of
 from harness.places import Place
 from harness.progress import silent
-from harness.study import models_of
 from harness.subjects import load_entry
 
 

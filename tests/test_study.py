@@ -9,7 +9,8 @@ from torch import nn
 import harness
 from cases import network
 from harness import InputError, InputSpace
-from harness.registry import METHODS, Method
+from harness.entries import Method
+from harness.registry import METHODS
 from harness.study import StudyError, load_study, studies
 
 GOOD = """\

@@ -11,6 +11,7 @@ from cases import case_of, network, rows, values
 from harness.blocks import blocks_of
 from harness.catalogue import METHODS, MODELS
 from harness.data.planting import cells_of, left_half, picture_of
+from harness.model_entries import models_of
 from harness.models.weights import load_weights, read_weights
 from harness.models.wrapped import CellRecipe, Grid, Masked
 from harness.networks import CNN
@@ -19,7 +20,6 @@ from harness.planted import doubt
 from harness.progress import silent
 from harness.registry import split_source
 from harness.space import InputSpace
-from harness.study import models_of
 from harness.subjects import load_entry
 from harness.training import Lesson
 from harness.twins import twin_of

@@ -21,7 +21,8 @@ from harness.data import Data
 from harness.data.files import Broken, existing
 from harness.data.images import Interpolation, Preprocessing, declared, of_paths
 from harness.data.masks import Size, mask_picture, masked, with_boxes
-from harness.registry import data_source, nearest
+from harness.entries import nearest
+from harness.registry import data_source
 from harness.types import InputError
 
 VOC = tuple(

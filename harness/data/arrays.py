@@ -11,7 +11,8 @@ from numpy.lib import format as npy
 
 from harness.data import Data
 from harness.data.files import existing
-from harness.registry import data_source, nearest
+from harness.entries import nearest
+from harness.registry import data_source
 from harness.space import InputSpace, Kind
 from harness.types import InputError
 

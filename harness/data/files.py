@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from harness.data import Data
-from harness.registry import nearest
+from harness.entries import nearest
 from harness.space import InputSpace
 from harness.types import InputError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.data import BrokenSampleError, Data
 from harness.data.files import files_below, read_table
-from harness.registry import nearest
+from harness.entries import nearest
 from harness.types import InputError
 
 LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

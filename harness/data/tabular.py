@@ -9,7 +9,8 @@ from jaxtyping import Bool
 
 from harness.data import Data, of_tensors
 from harness.data.files import class_indices, read_table
-from harness.registry import data_source, nearest
+from harness.entries import nearest
+from harness.registry import data_source
 from harness.space import InputSpace
 from harness.types import InputError
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from harness.data import BrokenSampleError, Data
 from harness.data.files import Broken
 from harness.data.images import Interpolation, Preprocessing, declared
-from harness.registry import data_source, nearest
+from harness.entries import nearest
+from harness.registry import data_source
 from harness.types import InputError
 
 

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from harness.entries import Method, nearest
 from harness.guests.isolation import untouched
 from harness.guests.wrapping import guest
 from harness.plugins import code_of, load_file
-from harness.registry import METHODS, Method, method_source, nearest
+from harness.registry import METHODS, method_source
 from harness.types import InputError
 
 GIVEN = ("model", "x", "target")

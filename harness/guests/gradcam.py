@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from harness.entries import Method, UnknownNameError, nearest
 from harness.guests.isolation import isolated
 from harness.guests.layers import layer_called
 from harness.guests.wrapping import filled, guest, library, option, options_of
 from harness.methods.layers import Layout
 from harness.random import Draws
-from harness.registry import Method, UnknownNameError, method_source, nearest
+from harness.registry import method_source
 
 PACKAGE = "pytorch_grad_cam"
 STOCHASTIC = ("RandomCAM",)

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from harness.entries import nearest
 from harness.methods.layers import Layout, features
-from harness.registry import nearest
 from harness.types import NotApplicableError
 
 

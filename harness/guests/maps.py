@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.digests import digest
+from harness.entries import Method, nearest
 from harness.guests.wrapping import filled, guest
-from harness.registry import Method, method_source, nearest
+from harness.registry import method_source
 from harness.types import InputError
 
 NAMED = 3

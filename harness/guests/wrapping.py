@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
-from harness.registry import Method
+from harness.entries import Method
 from harness.types import InputError
 
 PLAIN = (bool, int, float, str)

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from harness.entries import Method, UnknownNameError, nearest
 from harness.guests.isolation import isolated
 from harness.guests.wrapping import filled, guest, library, option, options_of
-from harness.registry import Method, UnknownNameError, method_source, nearest
+from harness.registry import method_source
 from harness.space import InputSpace
 from harness.types import InputError, NotApplicableError
 

@@ -15,9 +15,10 @@ from torchvision.models import WeightsEnum
 
 from harness.data.files import existing
 from harness.data.images import Preprocessing
+from harness.entries import nearest
 from harness.models import ModelSource, Pretrained, Shape
 from harness.plugins import code_of, imports_from, load_file
-from harness.registry import model_source, nearest
+from harness.registry import model_source
 from harness.types import InputError
 
 IMAGENET_SHAPE = (3, 224, 224)

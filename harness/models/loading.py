@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.data import Data
 from harness.digests import digest
+from harness.entries import nearest
 from harness.heads import with_head
 from harness.models import ModelSource
 from harness.models.loaded import RANDOM, TRAINED, LoadedModel, hash_of
@@ -21,7 +22,7 @@ from harness.models.school import School
 from harness.models.weights import load_weights, read_weights
 from harness.random import Draws, torch_seeded
 from harness.recipes import own_recipe
-from harness.registry import DATA, nearest, split_source
+from harness.registry import DATA, split_source
 from harness.training import Progress
 from harness.twins import constructor_fault, twin_of
 from harness.types import InputError

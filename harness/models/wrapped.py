@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from harness.data.planting import CELLS, cells_of, in_cells, left_half, picture_of
 from harness.digests import digest
+from harness.entries import nearest
 from harness.models import ModelSource, Shape
-from harness.registry import MODELS, model_source, nearest, split_source
+from harness.registry import MODELS, model_source, split_source
 from harness.training import Lesson, Progress, Trainer
 from harness.types import InputError
 

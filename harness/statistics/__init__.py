@@ -27,6 +27,7 @@ from harness.statistics.paired import (
     told,
     wilcoxon,
 )
+from harness.statistics.permutation import APART, DRAWS, Against, against
 from harness.statistics.power import samples_needed
 from harness.statistics.ranks import Place, cliques, firsts, kendall_w, nemenyi, places, places_of, ranks_of
 from harness.statistics.resampling import basic_bootstrap, basic_interval, resampled, resampled_by, resampled_means
@@ -43,11 +44,14 @@ from harness.statistics.survival import (
 )
 
 __all__ = [
+    "APART",
     "DEFAULT",
+    "DRAWS",
     "FALSE_VERDICTS",
     "NO_INTERVAL",
     "SAME_MAP",
     "TESTS",
+    "Against",
     "Contrast",
     "Estimate",
     "Interval",
@@ -58,6 +62,7 @@ __all__ = [
     "Thresholds",
     "Values",
     "Verdict",
+    "against",
     "basic_bootstrap",
     "basic_interval",
     "cliques",

@@ -1,0 +1,71 @@
+"""One network against others that have learnt nothing: how far apart, and how likely by chance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from harness.statistics.intervals import mean_of
+
+DRAWS = 10
+"""Fewer networks that have learnt nothing leave it open whether the trained one differs."""
+
+APART, NEAR = 2.0, 1.0
+"""Standard deviations beyond which a network stands apart from others, and below which it does not."""
+
+BY_CHANCE = 0.2
+"""A permutation p above which nothing speaks for a difference."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """A statistic of a trained network against that of networks which have learnt nothing.
+
+    Attributes:
+        mean: of theirs.
+        deviation: of theirs, with n - 1.
+        effect: the standardized effect, positive on the side on which the trained network is to stand; NaN without
+            spread.
+        p: the permutation p.
+        draws: how many they are.
+    """
+
+    mean: float
+    deviation: float
+    effect: float
+    p: float
+    draws: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether the trained network stands apart: beyond every one of them, and by more than their spread."""
+        beyond = self.p <= 1 / (self.draws + 1)
+        return bool(beyond and (self.effect > APART or (self.deviation == 0 and np.isnan(self.effect))))
+
+    @property
+    def alike(self) -> bool:
+        """Whether nothing speaks for a difference."""
+        return bool(self.p > BY_CHANCE or self.effect < NEAR)
+
+
+def against(value: float, null: Float[np.ndarray, " draws"], *, lower: bool = False) -> Against:
+    r"""Standardized effect $\pm(T - \bar T_r) / s_r$ and permutation $p = (1 + \#\{T_r \ge T\}) / (K + 1)$.
+
+    Under the hypothesis that the trained network is one more of the others, p is uniform on its K + 1 values, so that
+    it is at most $\alpha$ in at most that share of cases. Draws without a value do not count.
+
+    Args:
+        value: of the trained network.
+        null: of the others.
+        lower: whether the trained network is to stand below them, so that signs and inequalities turn.
+    """
+    known = null[~np.isnan(null)]
+    sign = -1.0 if lower else 1.0
+    mean, deviation = mean_of(known), float(known.std(ddof=1)) if len(known) > 1 else np.nan
+    if np.isnan(value) or not len(known):
+        return Against(mean, deviation, np.nan, np.nan, len(known))
+    # Rounding alone is no spread.
+    spread = deviation > 1e-12 * max(abs(mean), abs(value), 1e-300)
+    effect = sign * (value - mean) / deviation if spread else np.nan
+    p = (1 + int((sign * known >= sign * value).sum())) / (len(known) + 1)
+    return Against(mean, deviation if spread or np.isnan(deviation) else 0.0, effect, p, len(known))
