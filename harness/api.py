@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from harness.catalogue import METHODS, METRICS
+from harness.catalogue import INTROSPECTIONS, METHODS, METRICS
 from harness.cluster import Engine, check_engine, execute_on_ray
 from harness.engine import execute
 from harness.figures import write_figures
@@ -24,7 +24,7 @@ from harness.progress import silent
 from harness.results import Results
 from harness.space import InputSpace
 from harness.store import Memory, Store, writing
-from harness.study import choose
+from harness.study import choose, complete
 from harness.subjects import Target
 from harness.table_files import write_tables
 from harness.training import Progress
@@ -120,8 +120,9 @@ def evaluate(
     x: Float[Tensor, "n ..."],
     y: Int[Tensor, " labels"] | Sequence[int | float] | None = None,
     *,
-    methods: Sequence[str | dict[str, Any] | Callable[..., Any]],
-    metrics: Sequence[str | dict[str, Any]],
+    methods: Sequence[str | dict[str, Any] | Callable[..., Any]] = (),
+    metrics: Sequence[str | dict[str, Any]] = (),
+    introspections: Sequence[str | dict[str, Any]] = (),
     space: InputSpace | None = None,
     seed: int = 0,
     build: Callable[[], nn.Module] | None = None,
@@ -143,6 +144,7 @@ def evaluate(
         methods: names or entries as in a study, such as {"method": "smoothgrad", "samples": 50}, and functions
             `f(model, x, target, *, <options>) -> maps`, as they are or as the `method` of an entry.
         metrics: likewise.
+        introspections: likewise; what they say of the network, and of networks that have learnt nothing.
         space: what the numbers in `x` mean; without it, fills that need pixels (black, grey) are refused.
         seed: of every draw.
         build: the model's constructor, for randomized twins; without it modules are re-drawn by their own
@@ -162,11 +164,13 @@ def evaluate(
     seed = index(seed)
     chosen = choose(METHODS, _listed(methods, "methods"), "methods")
     tests = choose(METRICS, _listed(metrics, "metrics"), "metrics")
+    asked = choose(INTROSPECTIONS, _listed(introspections, "introspections"), "introspections")
+    tests = complete(chosen, tests, asked)
     with computing_in(precision):
         subject = subject_of_tensors(
             model, x, y, space=space, seed=seed, build=build, target=target, background=background, masks=masks
         )
-        groups = plan([subject], chosen, tests, seed)
+        groups = plan([subject], chosen, tests, seed, asked)
         store: Store = Memory()
         execute(groups, store, seed=seed, chunk=chunk, progress=progress, save_maps=save_maps)
     study = {"name": "evaluate", "seed": seed, "target": target}

@@ -31,6 +31,7 @@ from harness.types import InputError
 STUDIES = Path(__file__).parent / "studies"
 
 E = TypeVar("E", bound=Entry)
+ARGUMENTS = Place("arguments")
 
 
 class Study(Strict):
@@ -109,39 +110,38 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Resolved:
         added = _choose(METHODS, "methods", extra, place, folder)
         methods = [*methods, *(replace(control, added=True) for control in added)]
     introspections = _choose(INTROSPECTIONS, "introspections", study.introspections, place, folder)
-    no_label_twice([each.label for each in (*methods, *introspections)], "introspections", place)
     metrics = _choose(METRICS, "metrics", study.metrics, place, folder)
-    metrics += _of_networks(metrics, introspections, study.controls)
-    _check_matched(methods, metrics, introspections, place)
+    metrics = complete(methods, metrics, introspections, controls=study.controls, place=place)
     models = models_of(study.models, study.data, place)
     return Resolved(study, tuple(models), tuple(methods), tuple(metrics), tuple(introspections), folder, marks)
 
 
-def _of_networks(metrics: Sequence[Chosen], introspections: Sequence[Chosen], controls: bool) -> list[Chosen]:
-    """The metrics of introspections that a study need not name: what they say, and the same of random networks."""
-    taken = {chosen.entry.name for chosen in metrics}
-    wanted = ("introspection", *(("network_randomization",) if controls else ())) if introspections else ()
-    return [Chosen(name, METRICS[name], METRICS[name].resolve({}), True) for name in wanted if name not in taken]
-
-
-def _check_matched(
-    methods: Sequence[Chosen], metrics: Sequence[Chosen], introspections: Sequence[Chosen], place: Place
-) -> None:
-    """Check that there is something to ask, and something to ask it with.
+def complete(
+    methods: Sequence[Chosen],
+    metrics: Sequence[Chosen],
+    introspections: Sequence[Chosen],
+    *,
+    controls: bool = True,
+    place: Place = ARGUMENTS,
+) -> list[Chosen]:
+    """The metrics, with those of introspections that nobody need name: what they say, and the same of random networks.
 
     Raises:
-        StudyError: methods without metrics, or the other way round, or neither methods nor introspections.
+        StudyError: methods without metrics, or the other way round, neither methods nor introspections, or one of each
+            with the same label.
     """
-    of_networks = [metric.label for metric in metrics if metric.entry.family == GLOBAL]
-    of_maps = [metric.label for metric in metrics if metric.label not in of_networks]
+    no_label_twice([each.label for each in (*methods, *introspections)], "introspections", place)
+    of_networks = [metric.entry.name for metric in metrics if metric.entry.family == GLOBAL]
+    of_maps = [metric for metric in metrics if metric.entry.family != GLOBAL]
     if of_networks and not introspections:
-        raise place.error(
-            ("metrics",), f"{of_networks[0]} asks introspections, and the key 'introspections' is missing"
-        )
+        raise place.error(("metrics",), f"{of_networks[0]} asks introspections: 'introspections' is missing")
     if not methods and (of_maps or not introspections):
         raise place.error((), "the key 'methods' is missing")
     if methods and not of_maps:
         raise place.error((), "the key 'metrics' is missing")
+    wanted = ("introspection", *(("network_randomization",) if controls else ())) if introspections else ()
+    missing = [name for name in wanted if name not in of_networks]
+    return [*metrics, *(Chosen(name, METRICS[name], METRICS[name].resolve({}), added=True) for name in missing)]
 
 
 def _marks(folder: Path, place: Place) -> list[dict[str, Any]]:
@@ -169,7 +169,7 @@ def choose(
     Raises:
         StudyError: an unknown name or option, or two entries with one label.
     """
-    return _choose(registry, kind, entries, Place("arguments"), None)
+    return _choose(registry, kind, entries, ARGUMENTS, None)
 
 
 def _find(source: str | Path) -> Path:
