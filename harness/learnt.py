@@ -13,6 +13,9 @@ from harness.verdicts import NOTHING, Row
 KINDS = {"full": "re-initialized networks", "shuffled": "networks with shuffled weights"}
 """Mode of a row -> the networks that it is about."""
 
+COLUMNS = {"full": "reinitialized", "shuffled": "shuffled"}
+"""Mode of a row -> what its columns are called."""
+
 TEST = "network_randomization"
 
 
@@ -38,18 +41,17 @@ def learnt(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
                 **stack.labels,
                 "test": TEST,
                 "measure": measure,
-                "side": side,
-                "stage": stage,
                 "stage_index": next((each.labels["stage_index"] for each in here), None),
+                "stage": stage,
                 "verdict": verdict,
                 "trained": trained,
-                "again": again,
-                **{f"{name}_{mode}": getattr(told[mode], name) for mode in KINDS for name in ("mean", "deviation")},
                 **{
-                    f"{name}_{mode}": _unless(side, getattr(told[mode], name))
-                    for mode in KINDS
-                    for name in ("effect", "p")
+                    column: value
+                    for mode, name in COLUMNS.items()
+                    for column, value in _columns(name, told[mode], tested=side != "alike").items()
                 },
+                "again": again,
+                "side": side,
                 "draws": min(each.draws for each in told.values()),
                 "reason": reason,
             }
@@ -110,9 +112,14 @@ def _by_likeness(means: dict[str, float], thresholds: Thresholds) -> tuple[Verdi
     return ("FAIL" if means[most] > thresholds.fail_above else "INCONCLUSIVE"), said
 
 
-def _unless(side: Side, value: float) -> float:
-    """An effect or p; of what is alike there is none."""
-    return np.nan if side == "alike" else value
+def _columns(name: str, told: Against, *, tested: bool) -> dict[str, float]:
+    """What is told of one kind of networks; of what is alike there is no effect and no p."""
+    return {
+        name: told.mean,
+        f"{name}_deviation": told.deviation,
+        f"{name}_effect": told.effect if tested else np.nan,
+        f"{name}_p": told.p if tested else np.nan,
+    }
 
 
 def _first(series: list[Series]) -> float:

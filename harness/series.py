@@ -110,6 +110,8 @@ class Stack:
         """The numbers of the measure that stands for the metric, of signed maps if there are several; None without."""
         scalars = where(self.scalars, role="test", measure=self.info["headline"]) if self.info else []
         found = [each for each in scalars if each.labels["mode"] in ONE_NUMBER]
+        # Of a whole network, before those of its layers.
+        found = where(found, stage=None) or found
         return next(reversed(where(found, sign="signed") or found), None)
 
     @cached_property

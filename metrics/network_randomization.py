@@ -24,7 +24,7 @@ Draws = Annotated[int, Field(ge=2)]
     direction=None,
     headline="",
     question="What does the introspection say of this network?",
-    misleads="what it shows may be the same for a network that has learnt nothing: see `network_randomization`",
+    misleads="What it shows may be the same for a network that has learnt nothing: see `network_randomization`.",
 )
 def introspection(case: Case) -> Iterator[Score | Artifact]:
     """The scores and artifacts of an introspection on the trained network; no test."""
@@ -37,7 +37,7 @@ def introspection(case: Case) -> Iterator[Score | Artifact]:
     headline="",
     cite="adebayo2018sanity",
     question="Would the introspection say the same of a network that has learnt nothing?",
-    misleads="a PASS says that something learnt is seen, not that what is seen is what the network uses",
+    misleads="A PASS says that something learnt is seen, not that the network uses what is seen.",
 )
 def network_randomization(
     case: Case, *, reinitialized: Draws = 10, shuffled: Draws = 10, stages: NonNegative = 4, draws: Count = 1

@@ -16,6 +16,9 @@ APART, NEAR = 2.0, 1.0
 BY_CHANCE = 0.2
 """A permutation p above which nothing speaks for a difference."""
 
+ROUNDING = 1e-6
+"""Relative to the largest of the values, what differs by less is equal: a sum in float32 in another order."""
+
 
 @dataclass(frozen=True)
 class Against:
@@ -23,9 +26,9 @@ class Against:
 
     Attributes:
         mean: of theirs.
-        deviation: of theirs, with n - 1.
-        effect: the standardized effect, positive on the side on which the trained network is to stand; NaN without
-            spread.
+        deviation: of theirs, with n - 1; 0 where they differ by rounding only.
+        effect: the standardized effect, positive on the side on which the trained network is to stand; without spread
+            0 where the trained network has their value too, and NaN where it has another.
         p: the permutation p.
         draws: how many they are.
     """
@@ -52,7 +55,8 @@ def against(value: float, null: Float[np.ndarray, " draws"], *, lower: bool = Fa
     r"""Standardized effect $\pm(T - \bar T_r) / s_r$ and permutation $p = (1 + \#\{T_r \ge T\}) / (K + 1)$.
 
     Under the hypothesis that the trained network is one more of the others, p is uniform on its K + 1 values, so that
-    it is at most $\alpha$ in at most that share of cases. Draws without a value do not count.
+    it is at most $\alpha$ in at most that share of cases; values that differ by rounding only are equal, which makes p
+    larger. Draws without a value do not count.
 
     Args:
         value: of the trained network.
@@ -64,8 +68,8 @@ def against(value: float, null: Float[np.ndarray, " draws"], *, lower: bool = Fa
     mean, deviation = mean_of(known), float(known.std(ddof=1)) if len(known) > 1 else np.nan
     if np.isnan(value) or not len(known):
         return Against(mean, deviation, np.nan, np.nan, len(known))
-    # Rounding alone is no spread.
-    spread = deviation > 1e-12 * max(abs(mean), abs(value), 1e-300)
-    effect = sign * (value - mean) / deviation if spread else np.nan
-    p = (1 + int((sign * known >= sign * value).sum())) / (len(known) + 1)
-    return Against(mean, deviation if spread or np.isnan(deviation) else 0.0, effect, p, len(known))
+    same = ROUNDING * max(abs(value), float(np.abs(known).max()))
+    p = (1 + int((sign * known >= sign * value - same).sum())) / (len(known) + 1)
+    if np.isnan(deviation) or deviation > same:
+        return Against(mean, deviation, sign * (value - mean) / deviation, p, len(known))
+    return Against(mean, 0.0, 0.0 if abs(value - mean) <= same else np.nan, p, len(known))
