@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.artifacts import keep_artifacts
+from harness.artifacts import as_shown, distinct, keep_artifacts
 from harness.case import Passes
 from harness.entries import Introspection
 from harness.interrupts import OutOfTimeError, finishing, within
@@ -22,6 +22,9 @@ from harness.training import Progress
 from harness.types import Artifact, NotApplicableError, Score, StoppedError
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+TOLD = ("compares", "question", "misleads")
+"""What a cell records of an introspection, so that a report needs no plugin."""
+
 LOST_DEVICE = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED", "HIP error")
 
 
@@ -161,17 +164,20 @@ class Runner:
 
     def _outcome(self, task: Task) -> Part | Exception:
         """The finished cell, or what it raised; the model is left as it was."""
-        found: list[Score | Artifact] = []
+        artifacts: tuple[Artifact, ...] = ()
         status, reason, started = "not_applicable", task.lacks, time.perf_counter()
         try:
             with within(self.cell_seconds):
+                scores: list[Score] = []
                 if not task.lacks:
                     self._compute_maps()
                     self.case.passes, started = Passes(), time.perf_counter()
                     found = list(task.metric.function(self.case, **task.options))
                     self._check_untouched(task)
+                    scores = [each for each in found if isinstance(each, Score)]
+                    shown = (as_shown(each, self.case.space) for each in found if isinstance(each, Artifact))
+                    artifacts = distinct(shown)
                     status = "done"
-                scores = [each for each in found if isinstance(each, Score)]
                 rows = rows_of(scores, self.case.samples, self.case.target)
         except NotApplicableError as lack:
             self._restored()
@@ -188,7 +194,6 @@ class Runner:
             if isinstance(error, Exception):
                 return error
             raise
-        artifacts = tuple(each for each in found if isinstance(each, Artifact))
         return Part(rows, self._info(task, status, reason, time.perf_counter() - started), artifacts)
 
     def _check_untouched(self, task: Task) -> None:
@@ -253,7 +258,7 @@ class Runner:
             **about(self.group),
             "method_family": method.family,
             "method_expected": dict(method.expected),
-            **({"compares": method.compares} if isinstance(method, Introspection) else {}),
+            **({name: getattr(method, name) for name in TOLD} if isinstance(method, Introspection) else {}),
             "metric_function": task.metric.name,
             "metric_version": task.metric.version,
             "metric_family": task.metric.family,

@@ -8,11 +8,14 @@ import harness
 from cases import case_of, network, rows, with_truth
 from harness import METRICS
 from harness.digests import digest
+from harness.entries import GLOBAL
 
 OURS = sorted(
     name
     for name, entry in METRICS.items()
-    if entry.function.__module__.startswith("harness.") and not {"partner", "recipe"} & set(entry.needs)
+    if entry.function.__module__.startswith("harness.")
+    and not {"partner", "recipe"} & set(entry.needs)
+    and entry.family != GLOBAL  # those of introspections are in test_introspections
 )
 SMALL = {
     "parameter_randomization": {"full_draws": 2, "cascade_draws": 1},

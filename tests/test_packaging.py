@@ -13,6 +13,7 @@ import pytest
 
 import harness
 from harness import METHODS, METRICS
+from harness.entries import GLOBAL
 from harness.plan import NEEDS, USES
 
 ROOT = Path(__file__).parents[1]
@@ -121,8 +122,8 @@ def test_every_metric_names_a_headline_that_it_yields():
     target = torch.arange(12) % 2
     for entry in ours(METRICS):
         name = entry.name
-        if {"partner", "recipe"} & set(entry.needs):
-            continue  # tests/test_label_randomization.py and tests/test_remove_and_retrain.py have them
+        if {"partner", "recipe"} & set(entry.needs) or entry.family == GLOBAL:
+            continue  # test_label_randomization, test_remove_and_retrain and test_introspections have them
         claims = "claim" in entry.needs
         explainer = ("integrated_gradients", {"baseline": "grey", "steps": 8}) if claims else "input_x_gradient"
         options = {"full_draws": 2, "cascade_draws": 0} if name == "parameter_randomization" else {}

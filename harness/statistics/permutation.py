@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from harness.statistics.intervals import mean_of
 
 DRAWS = 10
 """Fewer networks that have learnt nothing leave it open whether the trained one differs."""
@@ -65,7 +64,8 @@ def against(value: float, null: Float[np.ndarray, " draws"], *, lower: bool = Fa
     """
     known = null[~np.isnan(null)]
     sign = -1.0 if lower else 1.0
-    mean, deviation = mean_of(known), float(known.std(ddof=1)) if len(known) > 1 else np.nan
+    mean = float(known.mean()) if len(known) else np.nan
+    deviation = float(known.std(ddof=1)) if len(known) > 1 else np.nan
     if np.isnan(value) or not len(known):
         return Against(mean, deviation, np.nan, np.nan, len(known))
     same = ROUNDING * max(abs(value), float(np.abs(known).max()))
