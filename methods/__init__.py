@@ -1,6 +1,7 @@
 """The attribution methods, one function each. Importing this package registers them all."""
 
 from harness.methods import (
+    activation_maximization,
     attention,
     backward,
     cam,
@@ -17,6 +18,7 @@ from harness.methods import (
 )
 
 __all__ = [
+    "activation_maximization",
     "attention",
     "backward",
     "cam",
