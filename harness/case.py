@@ -116,6 +116,10 @@ class Source(ABC):
         `purpose` is shown while it goes on.
         """
 
+    @abstractmethod
+    def history(self) -> Sequence[tuple[float, nn.Module]]:
+        """The training of the model over again: how much of it is done, from 0 to 1, and the network at that moment."""
+
 
 @dataclass(frozen=True)
 class Explainer:

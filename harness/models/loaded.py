@@ -179,6 +179,16 @@ class LoadedModel(Source):
         """
         return self._recipe.train(x, y, seed, purpose)
 
+    def history(self) -> Sequence[tuple[float, nn.Module]]:
+        """The training of the model over again, by its recipe and from its seed.
+
+        It ends in the model itself where its weights come of that; published ones come of another training.
+
+        Raises:
+            LookupError: the model has no recipe.
+        """
+        return self._recipe.history(self.model_seed)
+
     @cached_property
     def recipe_identity(self) -> str:
         """A hash of what networks trained by the recipe depend on; empty if there is no recipe."""

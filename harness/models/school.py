@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from harness.case import Labelled, Partner
 from harness.data import Data
 from harness.digests import digest
 from harness.heads import shape_of, without_head
+from harness.models.course import Course, state_of, unpacked
 from harness.random import Draws, torch_seeded
 from harness.training import Lesson, Progress, Trained, Trainer, accuracy, cache_folder, kept
 from harness.types import InputError
@@ -67,6 +69,22 @@ class School:
         path = self._path("permuted" if permuted else "true", key)
         return kept(path, lambda: self._trained(part, labels, held_out, lesson))
 
+    def history(self, seed: int) -> list[tuple[float, nn.Module]]:
+        """How far the training that `trained` does has come, and the network at that moment; kept on disk.
+
+        Raises:
+            LookupError: the data have no labelled training part.
+        """
+        (part, labels), lesson = self._taught, Lesson(self.name, seed, purpose="over again to look on the way")
+
+        def watched() -> Trained:
+            course = Course()
+            end = self._fitted(*_readable(part, labels), lesson, course.watching)
+            return Trained(course.packed(end), math.nan, math.nan)
+
+        path = self._path("history", digest(*self._makes(lesson), self.data.fingerprint, seed))
+        return [(done, self.network(state)) for done, state in unpacked(kept(path, watched).state)]
+
     def identity(self, seed: int) -> str:
         """A hash of what its networks depend on besides the seed that they are trained with."""
         return digest(*self._makes(Lesson(self.name, seed)), self.data.fingerprint)
@@ -83,11 +101,9 @@ class School:
         Raises:
             LookupError: the data have no labelled training part.
         """
-        part = self.data.train
-        if part is None or part.labels is None:
-            raise LookupError(f"{self.name}: {self.data.name} has no labelled training part")
+        part, labels = self._taught
         rows, x, _ = part.readable(range(len(part)))
-        y = part.labels[torch.tensor(rows)].to(self.device)
+        y = labels[torch.tensor(rows)].to(self.device)
         return Labelled(x.to(self.device, self.dtype), y, [part.ids[row] for row in rows])
 
     def labels_of(self, samples: Sequence[str]) -> Int[Tensor, " n"]:
@@ -118,11 +134,18 @@ class School:
         lesson = Lesson(self.name, seed, purpose=purpose)
 
         def trained() -> Trained:
-            state = _state_of(self._fitted(x, y, lesson))
+            state = state_of(self._fitted(x, y, lesson))
             return Trained(state, accuracy(self._answering(self.network(state), x[:1]), x, y), math.nan)
 
         path = self._path("given", digest(*self._makes(lesson), x, y, seed))
         return self.network(kept(path, trained).state)
+
+    @property
+    def _taught(self) -> tuple[Data, Int[Tensor, " all"]]:
+        part = self.data.train
+        if part is None or part.labels is None:
+            raise LookupError(f"{self.name}: {self.data.name} has no labelled training part")
+        return part, part.labels
 
     def _makes(self, lesson: Lesson) -> tuple[object, ...]:
         """What a network depends on besides samples, labels and the seed."""
@@ -146,13 +169,21 @@ class School:
         self._answering(self._another(), x[:1])  # or else one learns only after the training that it cannot be told
         if lesson.permuted:
             y = y[Draws.of([self.name], lesson.seed, "permuted labels").permutation(len(y))[0]]
-        state = _state_of(self._fitted(x, y, lesson))
+        state = state_of(self._fitted(x, y, lesson))
         answering = self._answering(self.network(state), x[:1])
         return Trained(state, accuracy(answering, x, y), accuracy(answering, *_readable(self.data, held_out)))
 
-    def _fitted(self, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], lesson: Lesson) -> nn.Module:
+    def _fitted(
+        self,
+        x: Float[Tensor, "n ..."],
+        y: Int[Tensor, " n"],
+        lesson: Lesson,
+        watching: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
+    ) -> nn.Module:
         with lesson.seeded(), torch.enable_grad():
-            return self.recipe.fit(self.build(), x, y, lesson, self.progress)
+            network = self.build()
+            with watching(network):
+                return self.recipe.fit(network, x, y, lesson, self.progress)
 
     def _answering(self, network: nn.Module, x: Float[Tensor, "1 ..."]) -> nn.Module:
         """The network whose largest output is the predicted class: without its head if that returns logits.
@@ -175,11 +206,6 @@ class School:
             f"{self.name}: whether training has worked is told by logits [n, classes], and the network returns "
             f"{shape_of(output)}: give it a `head`"
         )
-
-
-def _state_of(network: nn.Module) -> dict[str, Tensor]:
-    """Its state, each tensor by itself: the file format has no room for two that share memory."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
 
 
 def _readable(data: Data, labels: Int[Tensor, " all"]) -> tuple[Float[Tensor, "n ..."], Int[Tensor, " n"]]:
