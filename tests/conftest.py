@@ -15,6 +15,12 @@ torch.set_num_threads(1)
 os.environ.setdefault("ATTRIBUTION_HARNESS_CACHE", str(Path(__file__).parents[1] / ".cache"))
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that at the end no worker waits for one that began late."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _forget_what_is_registered():
     kept = [each for each in vars(registry).values() if isinstance(each, registry.Registry)]
     before = [dict(each) for each in kept]
