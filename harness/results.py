@@ -11,8 +11,10 @@ import pandas as pd
 import pyarrow as pa
 
 from harness import plotted, tables
+from harness.artifacts import Exhibit, side_by_side
+from harness.catalogue import METRICS
 from harness.comparisons import DEFAULT_COMPARING, Comparing
-from harness.entries import UnknownNameError, nearest
+from harness.entries import GLOBAL, UnknownNameError, nearest
 from harness.html import html
 from harness.kept_maps import KeptMaps, KeptSamples, are_kept, maps_of, samples_of
 from harness.marks import published
@@ -120,6 +122,15 @@ class Results:
         return self._tables["outcomes"]
 
     @cached_property
+    def introspections(self) -> list[str]:
+        """The labels of the introspections: where tables say `method`, but without maps."""
+        found = self.outcomes
+        of_networks = {name for name, metric in METRICS.items() if metric.family == GLOBAL}
+        # A failed cell has not recorded its family.
+        asks = found["metric"].str.partition("[")[0].isin(of_networks) | (found["method_family"] == GLOBAL)
+        return list(found.loc[asks, "method"].unique())
+
+    @cached_property
     def curves(self) -> pd.DataFrame:
         """The points of the curves that figures and charts draw; see `harness.plotted.curves`."""
         return plotted.curves(self)
@@ -151,11 +162,7 @@ class Results:
             UnknownNameError: there is no such method or model.
             InputError: its maps are not kept, or are of other weights, samples or options than the cells.
         """
-        model = model or self.planned[0].model
-        for name, value in (("model", model), ("method", method)):
-            known = list(dict.fromkeys(getattr(cell, name) for cell in self.planned))
-            if value not in known:
-                raise UnknownNameError(f"unknown {name} {value!r}; {nearest(value, known)}")
+        model, method = self._known(model or self.planned[0].model, "model"), self._known(method, "method")
         found = maps_of(self._cells_of(model, model_seed, method), self.store)
         if found is None:
             raise InputError(f"no maps of {method} on {model} are kept: run the study again with --save-maps")
@@ -177,9 +184,33 @@ class Results:
             raise InputError(f"no samples of {model} are kept: run the study again with --save-maps")
         return found
 
+    def _known(self, name: str, what: str) -> str:
+        """The name of a model or method, once it is clear that there is one.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        known = list(dict.fromkeys(getattr(cell, what) for cell in self.planned))
+        if name not in known:
+            raise UnknownNameError(f"unknown {what} {name!r}; {nearest(name, known)}")
+        return name
+
     def _cells_of(self, model: str, model_seed: int, method: str | None = None) -> list[Cell]:
         mine = [cell for cell in self.planned if (cell.model, cell.model_seed) == (model, model_seed)]
         return [cell for cell in mine if method in (None, cell.method)]
+
+    def artifacts(self, introspection: str, model: str | None = None, model_seed: int = 0) -> list[Exhibit]:
+        """What an introspection shows of a model beside its numbers, by default of the first one.
+
+        Returns:
+            For each artifact and layer the one of the trained network and, where the check has run, of a re-initialized
+            network (`random`) and of one with shuffled weights.
+
+        Raises:
+            UnknownNameError: there is no such introspection or model.
+        """
+        model = self._known(model or self.planned[0].model, "model")
+        return side_by_side(self._cells_of(model, model_seed, self._known(introspection, "method")), self.store)
 
     def report(self, path: str | Path | None = None, *, gallery: int | None = None) -> Path:
         """Write the report, one HTML file that needs no network: `report.html` in the run folder by default.
