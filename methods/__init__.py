@@ -2,6 +2,7 @@
 
 from harness.methods import (
     activation_maximization,
+    activation_profile,
     attention,
     backward,
     cam,
@@ -11,14 +12,18 @@ from harness.methods import (
     graded,
     gradients,
     integrated,
+    linear_probe,
     lrp,
     perturbation,
     smoothing,
     surrogates,
+    training_history,
+    weight_distribution,
 )
 
 __all__ = [
     "activation_maximization",
+    "activation_profile",
     "attention",
     "backward",
     "cam",
@@ -28,8 +33,11 @@ __all__ = [
     "graded",
     "gradients",
     "integrated",
+    "linear_probe",
     "lrp",
     "perturbation",
     "smoothing",
     "surrogates",
+    "training_history",
+    "weight_distribution",
 ]
