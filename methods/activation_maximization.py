@@ -25,6 +25,9 @@ from harness.types import Artifact, Count, NonNegative, NotApplicableError, Scor
 Amount = Annotated[float, Field(ge=0)]
 """An option that must not be negative."""
 
+Units = Annotated[list[NonNegative], Field(min_length=1)]
+"""Indices of units."""
+
 CANDIDATES = 64
 """How many images of random codes those of optimized codes are compared with."""
 
@@ -36,7 +39,7 @@ CANDIDATES = 64
     uses=("retrained",),
     question="What does an image look like that excites a unit most, and does another network see the same in it?",
     misleads="units of random networks are excited by some images as far beyond natural ones; with a decoder, or begun "
-    "from a sample, images look natural for any unit",
+    "from a sample, images look natural for any unit.",
 )
 def activation_maximization(
     model: nn.Module,
@@ -45,7 +48,7 @@ def activation_maximization(
     *,
     objective: Kind = "logit",
     layer: str = "",
-    units: Count | list[NonNegative] = 10,
+    units: Count | Units = 10,
     direction: Literal["class_difference", "random"] | list[float] = "class_difference",
     steps: Count = 64,
     rate: Annotated[float, Field(gt=0)] = 0.1,

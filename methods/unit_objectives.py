@@ -114,7 +114,7 @@ def _chosen(units: int | list[int], count: int, what: str) -> tuple[int, ...]:
         most = min(units, count)
         return tuple(round(step * (count - 1) / (most - 1)) for step in range(most)) if most > 1 else (0,)
     wrong = next((unit for unit in units if not 0 <= unit < count), None)
-    if wrong is not None or not units:
+    if wrong is not None:
         raise NotApplicableError(f"there is no {what} {wrong}: expected indices from 0 to {count - 1}")
     return tuple(units)
 
