@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from harness.colouring import DIVERGING, limit_of
 from harness.curve_figures import COLOURS, draw_curves, draw_retraining, draw_stages
+from harness.introspection_figures import figures_of_networks
 from harness.method_figures import draw_costs, draw_headlines, draw_residuals
 from harness.pictures import Cascade, read_cascade
 from harness.plotted import of_model, seconds
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from harness.results import Results
 
 DPI = 150
-CLIP_PERCENTILE = 99.5
-DIVERGING = "RdBu_r"
 SIGNS = (("signed", COLOURS[0], "o", -0.25), ("up_to_sign", COLOURS[2], "^", 0.0), ("absolute", COLOURS[1], "s", 0.25))
 """How maps are compared: their colour, marker and place beside the line of their method."""
 
@@ -78,10 +78,12 @@ def figures_of(results: "Results", folder: Path) -> Iterator[tuple[str, Figure]]
         if len(mine(spread)):
             yield f"residuals-{name}", draw_residuals(mine(spread), f"{name}: completeness over samples")
         long, cost = mine(results.table("headlines")), mine(results.table("cost"))
+        long = long[~long["method"].isin(results.introspections)]
         if long["value"].notna().any() if "value" in long else False:
             yield f"headlines-{name}", draw_headlines(long, f"{name}: headlines with 95 % intervals")
         if len(cost):
             yield f"cost-{name}", draw_costs(seconds(cost), f"{name}: what each method took")
+    yield from figures_of_networks(results)
 
 
 def draw_cascade(picture: Cascade) -> Figure:
@@ -188,14 +190,6 @@ def draw_survival(judged: pd.DataFrame, title: str, thresholds: Thresholds) -> F
         axis.grid(alpha=0.2)
     figure.suptitle(title, fontsize=10)
     return figure
-
-
-def limit_of(values: np.ndarray) -> float:
-    """Where the colours of a map end: the 99.5th percentile of its absolute values.
-
-    The largest one of a map with fewer values than that beside zero, and 0 for one that is zero everywhere.
-    """
-    return float(np.percentile(np.abs(values), CLIP_PERCENTILE) or np.abs(values).max())
 
 
 def show_map(axis: "Axes", values: np.ndarray, **placed: Any) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from harness.glance import GROUP
+from harness.learnt import KINDS, TEST
 from harness.marks import DESCRIBES, FAILED, PASSED
 from harness.series import where
 from harness.statistics import share_interval
@@ -53,7 +54,11 @@ OUTCOMES = {
 ON_EVERY_MODEL = ("lift",)
 """Headlines of which only what holds on every model is said, because tasks differ and a figure shows them all."""
 
+LEARNT = "what it shows is not there in networks that have learnt nothing"
+"""What a PASS of an introspection says."""
+
 SHOWN = {
+    TEST: "what introspections show beside networks that have learnt nothing",
     "parameter_randomization": "the cascade",
     "symmetric_relevance_gain": "the flipping curves",
     "loss_beyond_random": "the accuracy of networks that were trained again",
@@ -105,6 +110,17 @@ def statements(results: "Results") -> dict[str, list[str]]:
         learnt = _view(judged[judged["test"] == "label_randomization"], "signed")
         alike = learnt[learnt["low"] > results.thresholds.fail_above]
         look.append(_names(subjects, "nearly the same for a network that has learnt permuted labels", alike))
+    networks = results.table("global")
+    whole = networks[networks["stage"].isna()] if len(networks) else networks
+    if len(whole):
+        whole = whole.assign(method=whole["method"] + " (" + whole["measure"] + ")")
+        hold(LEARNT, whole[whole["verdict"] == "PASS"])
+        alike = whole[whole["verdict"] == "FAIL"]
+        for kinds, some in alike.groupby(alike["reason"].map(_kinds), sort=False):
+            failed.append(_names(subjects, f"it shows the same of {kinds}", some))
+        for word in ("INVALID", "INCONCLUSIVE"):
+            for reason, some in whole[whole["verdict"] == word].groupby("reason", sort=False):
+                look.append(_names(subjects, f"{word.lower()} by {TEST}, {reason}", some))
     for measure, (good, bad, unknown) in OUTCOMES.items():
         rows = long[(long["measure"] == measure) & long["value"].notna()]
         rows = _by_hits(results, rows) if measure == "lift" else rows
@@ -120,7 +136,7 @@ def statements(results: "Results") -> dict[str, list[str]]:
                 hold(str(statement), some, measure not in ON_EVERY_MODEL)
             else:
                 (failed if str(statement).startswith(bad) else look).append(_names(subjects, str(statement), some))
-    marks = set(long["exam"])
+    marks = set(long.loc[~long["method"].isin(results.introspections), "exam"])
     if DESCRIBES in marks and not any(mark.startswith((PASSED, FAILED)) for mark in marks):
         look.append(
             "descriptors say nothing of quality: set a metric of faithfulness beside them, such as pixel_flipping"
@@ -130,7 +146,8 @@ def statements(results: "Results") -> dict[str, list[str]]:
     lost = long[long["value"].isna() & long["reason"].astype(str).str.startswith("invalid: ")]
     for reason, model, seed in dict.fromkeys(lost[["reason", *SUBJECT]].itertuples(index=False, name=None)):
         look.append(f"{reason} ({subjects[model, seed]})" if len(subjects) > 1 else reason)
-    there = {*long["measure"], *(judged["test"] if not judged.empty else ())}
+    tests = [frame["test"] for frame in (judged, networks) if len(frame)]
+    there = {name for names in (long["measure"], *tests) for name in names}
     shown = [what for name, what in SHOWN.items() if name in there]
     return {
         "held": _said(held, "nothing was tested that can hold"),
@@ -177,6 +194,11 @@ def problems(results: "Results") -> list[str]:
             name = _on(results.subjects, row["model"], row["model_seed"], row["method"])
             found.append(f"BROKEN CONTROL: {name} is {row['verdict']}, must be {row['expected']} ({row['reason']})")
     return found
+
+
+def _kinds(reason: str) -> str:
+    """Which networks that have learnt nothing a reason names."""
+    return " and ".join(kind for kind in KINDS.values() if kind in reason)
 
 
 def _view(judged: pd.DataFrame, sign: str) -> pd.DataFrame:

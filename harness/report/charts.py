@@ -87,7 +87,7 @@ def charts(results: "Results", looks: Mapping[str, Style]) -> Iterator[Chart]:
             yield from _stages(rows, name, looks)
         yield from _curves(mine(points), name, looks)
         yield from _residuals(mine(spread), name)
-        yield from _headlines(mine(long), name, readings)
+        yield from _headlines(mine(long[~long["method"].isin(results.introspections)]), name, readings)
         yield from _costs(mine(cost), name)
 
 
@@ -115,7 +115,7 @@ def _survival(rows: pd.DataFrame, subject: str, thresholds: Thresholds) -> Itera
     if known.empty or test not in TESTS:
         return
     title = TESTS[test] if metric == test else f"{TESTS[test]} ({metric})"
-    data = _records(known, ["method", "sign", "survival", "low", "high", "verdict"])
+    data = records_of(known, ["method", "sign", "survival", "low", "high", "verdict"])
     for each in data:
         each["sign"] = SIGNS[each["sign"]]
     signs = list(SIGNS.values())
@@ -129,7 +129,7 @@ def _survival(rows: pd.DataFrame, subject: str, thresholds: Thresholds) -> Itera
             # Two columns, because one line is wider than a phone.
             legend=alt.Legend(title="maps compared", orient="top", columns=2),
         ),
-        tooltip=_tips("method", "sign", "survival", "low", "high", "verdict"),
+        tooltip=tips("method", "sign", "survival", "low", "high", "verdict"),
     )
     domain = [min(-0.1, float(known["low"].min())), max(1.1, float(known["high"].max()))]
     x = alt.X("survival:Q", title="share that survives", scale=alt.Scale(domain=domain, clamp=True))
@@ -152,7 +152,7 @@ def _survival(rows: pd.DataFrame, subject: str, thresholds: Thresholds) -> Itera
     summary = f"Signed maps, controls too: {', '.join(f'{count} {word}' for word, count in counted.items())}."
     left = [name for name in _methods(rows) if name not in set(known["method"])]
     summary += f" Nothing to draw of {', '.join(left)}." if left else ""
-    yield _chart(subject, "randomization", title, summary, limits + bars + dots, _height(known, WIDE_STEP))
+    yield chart_of(subject, "randomization", title, summary, limits + bars + dots, _height(known, WIDE_STEP))
 
 
 def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> Iterator[Chart]:
@@ -161,7 +161,7 @@ def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
     stages = stages[(stages["sign"] == "signed") & stages["survival"].notna()]
     for mode in stages["mode"].unique():
         here = stages[stages["mode"] == mode]
-        data = _records(here, ["method", "stage", "stage_index", "survival", "survival_low", "survival_high"])
+        data = records_of(here, ["method", "stage", "stage_index", "survival", "survival_low", "survival_high"])
         order = list(here.sort_values("stage_index")["stage"].unique())
         x = alt.X("stage:N", sort=order, title="randomized down to", axis=alt.Axis(labelAngle=-40, labelLimit=120))
         lowest, highest = float(here["survival"].min()), float(here["survival"].max())
@@ -170,11 +170,11 @@ def _stages(stages: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
         base = alt.Chart(alt.Data(values=data))
         band = base.mark_area().encode(x=x, y=alt.Y("survival_low:Q", scale=scale), y2="survival_high:Q")
         band = band if here["survival_low"].notna().any() else None
-        tips = _tips("method", "stage", "survival", "survival_low", "survival_high")
-        line = base.mark_line(point={"size": 22}).encode(x=x, y=y, tooltip=tips)
+        shown_on = tips("method", "stage", "survival", "survival_low", "survival_high")
+        line = base.mark_line(point={"size": 22}).encode(x=x, y=y, tooltip=shown_on)
         title = f"Cascade, {str(mode).replace('_', ' ')}: what survives of signed maps{entry}"
         summary = "Lines that stay up are of maps which do not notice that the network has forgotten."
-        yield _chart(subject, "randomization", title, summary, _lines(line, band, here, looks), height=300)
+        yield chart_of(subject, "randomization", title, summary, _lines(line, band, here, looks), height=300)
 
 
 def _curves(points: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> Iterator[Chart]:
@@ -190,16 +190,16 @@ def _curves(points: pd.DataFrame, subject: str, looks: Mapping[str, Style]) -> I
             some = some[some["value"].notna()]
             if not (some["mode"] == mode).any():
                 continue
-            data = _records(some, ["method", "step", "value", "low", "high"])
+            data = records_of(some, ["method", "step", "value", "low", "high"])
             base = alt.Chart(alt.Data(values=data))
             x = alt.X("step:Q", title="fraction removed")
             y = alt.Y("value:Q", title=what)
             band = base.mark_area().encode(x=x, y="low:Q", y2="high:Q") if some["low"].notna().any() else None
-            line = base.mark_line().encode(x=x, y=y, tooltip=_tips("method", "step", "value", "low", "high"))
+            line = base.mark_line().encode(x=x, y=y, tooltip=tips("method", "step", "value", "low", "high"))
             order = mode.replace("_", " relevant ")
             good = "below" if mode == "most_first" else "above"
             summary = f"A map that knows what matters lies {good} the black dashed line of a random order."
-            yield _chart(
+            yield chart_of(
                 subject, "flipping", f"{metric}: {order}", summary, _lines(line, band, some, looks), height=280
             )
 
@@ -211,9 +211,11 @@ def _residuals(spread: pd.DataFrame, subject: str) -> Iterator[Chart]:
     shown = spread.assign(**{name: spread[name].clip(lower=SMALLEST) for name in names})
     several = shown["metric"].nunique() > 1
     shown = shown.assign(method=shown["method"] + (" · " + shown["metric"] if several else ""))
-    data = _records(shown, ["method", *names])
-    tips = _tips("method", *names)
-    base = alt.Chart(alt.Data(values=data)).encode(y=alt.Y("method:N", sort=_methods(shown), title=None), tooltip=tips)
+    data = records_of(shown, ["method", *names])
+    shown_on = tips("method", *names)
+    base = alt.Chart(alt.Data(values=data)).encode(
+        y=alt.Y("method:N", sort=_methods(shown), title=None), tooltip=shown_on
+    )
     scale = alt.Scale(type="log")
 
     def x(name: str) -> alt.X:
@@ -227,7 +229,7 @@ def _residuals(spread: pd.DataFrame, subject: str) -> Iterator[Chart]:
     summary = "What the sum of a map misses of what it claims to distribute, as a part of it: median, middle half, and "
     summary += "5th to 95th percentile of samples; the dotted line is 1 %."
     title = "Completeness: how far the map is from adding up"
-    yield _chart(subject, "completeness", title, summary, limit + whole + half + middle, _height(shown))
+    yield chart_of(subject, "completeness", title, summary, limit + whole + half + middle, _height(shown))
 
 
 def _headlines(long: pd.DataFrame, subject: str, readings: Mapping[str, str]) -> Iterator[Chart]:
@@ -235,9 +237,9 @@ def _headlines(long: pd.DataFrame, subject: str, readings: Mapping[str, str]) ->
         here = long[(long["metric"] == metric) & long["value"].notna()]
         if here.empty:
             continue
-        data = _records(here, ["method", "value", "low", "high"])
+        data = records_of(here, ["method", "value", "low", "high"])
         y = alt.Y("method:N", sort=_methods(here), title=None)
-        base = alt.Chart(alt.Data(values=data)).encode(y=y, tooltip=_tips("method", "value", "low", "high"))
+        base = alt.Chart(alt.Data(values=data)).encode(y=y, tooltip=tips("method", "value", "low", "high"))
         measure, statistic = here["measure"].iloc[0], here["statistic"].iloc[0]
         x = alt.X("value:Q", title=str(measure).replace("_", " "), scale=alt.Scale(zero=False))
         bars = base.mark_rule(strokeWidth=2, color=MARK).encode(x=alt.X("low:Q"), x2="high:Q")
@@ -246,7 +248,7 @@ def _headlines(long: pd.DataFrame, subject: str, readings: Mapping[str, str]) ->
         drawn = bars + dots if here["low"].notna().any() else dots
         zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(color=MUTED, strokeDash=[1, 3])
         summary = f"The {statistic} with its 95 % interval over samples and draws. {readings.get(metric, '')}"
-        yield _chart(subject, "leaderboard", str(metric), summary, zero.encode(x="at:Q") + drawn, _height(here))
+        yield chart_of(subject, "leaderboard", str(metric), summary, zero.encode(x="at:Q") + drawn, _height(here))
 
 
 def _costs(cost: pd.DataFrame, subject: str) -> Iterator[Chart]:
@@ -254,16 +256,16 @@ def _costs(cost: pd.DataFrame, subject: str) -> Iterator[Chart]:
         return
     spent = seconds(cost)
     long = spent.melt("method", var_name="what", value_name="seconds")
-    base = alt.Chart(alt.Data(values=_records(long, ["method", "what", "seconds"])))
+    base = alt.Chart(alt.Data(values=records_of(long, ["method", "what", "seconds"])))
     colours = alt.Scale(domain=["maps", "metrics"], range=[COLOURS[1], COLOURS[4]])
     bars = base.mark_bar().encode(
         y=alt.Y("method:N", sort=list(spent["method"]), title=None),
         x=alt.X("seconds:Q", stack=True, title="seconds"),
         color=alt.Color("what:N", scale=colours, legend=alt.Legend(title=None, orient="top")),
-        tooltip=_tips("method", "what", "seconds"),
+        tooltip=tips("method", "what", "seconds"),
     )
     total = float(long["seconds"].sum())
-    yield _chart(subject, "cost", "Seconds by method", f"{total:.0f} seconds in all.", bars, _height(spent))
+    yield chart_of(subject, "cost", "Seconds by method", f"{total:.0f} seconds in all.", bars, _height(spent))
 
 
 def _lines(line: Any, band: Any, rows: pd.DataFrame, looks: Mapping[str, Style]) -> Any:
@@ -282,7 +284,8 @@ def _lines(line: Any, band: Any, rows: pd.DataFrame, looks: Mapping[str, Style])
     return (drawn if band is None else band.encode(color=colour, opacity=fainter) + drawn).add_params(chosen)
 
 
-def _chart(subject: str, section: str, title: str, summary: str, chart: Any, height: int) -> Chart:
+def chart_of(subject: str, section: str, title: str, summary: str, chart: Any, height: int) -> Chart:
+    """A chart of this height that is as wide as its place in the page."""
     sized = alt.AutoSizeParams(type="fit-x", contains="padding")
     specification = chart.properties(width="container", height=height, autosize=sized).to_dict(validate=False)
     # Said by the page itself, and addressed to a server that nobody asks.
@@ -298,7 +301,7 @@ def _methods(rows: pd.DataFrame) -> list[str]:
     return [str(name) for name in rows["method"].unique()]
 
 
-def _records(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
+def records_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
     """The rows as JSON takes them: numbers of five digits, and nothing where there is none."""
 
     def plain(value: Any) -> Any:
@@ -309,6 +312,7 @@ def _records(rows: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]
     return [{name: plain(row[name]) for name in columns} for row in rows[list(columns)].to_dict("records")]
 
 
-def _tips(*names: str) -> list[alt.Tooltip]:
-    words = {"method", "sign", "verdict", "stage", "what"}
+def tips(*names: str) -> list[alt.Tooltip]:
+    """What is said of a mark that is pointed at: these fields."""
+    words = {"method", "sign", "verdict", "stage", "what", "network", "line"}
     return [alt.Tooltip(f"{n}:N") if n in words else alt.Tooltip(f"{n}:Q", format=".3g") for n in names]

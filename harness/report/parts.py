@@ -79,7 +79,7 @@ def counted(number: int, what: str) -> str:
 
 def matrix(results: "Results") -> Table:
     """Methods x metrics in words: the table `glance`, with reasons that unfold."""
-    frame = results.table("glance")
+    frame = _of_maps(results, results.table("glance"))
     names = [name for name in frame.columns if name not in (*INDEX, "reasons", "passes", "seconds")]
     # A reason may have a semicolon of its own.
     begins = re.compile(f"; (?=(?:{'|'.join(re.escape(str(name)) for name in names)}): )")
@@ -94,7 +94,7 @@ def matrix(results: "Results") -> Table:
 
 def leaderboard(results: "Results") -> Table:
     """Methods x metrics in numbers, sorted by their values."""
-    frame = results.table("leaderboard")
+    frame = _of_maps(results, results.table("leaderboard"))
     names = [name for name in frame.columns if name not in INDEX]
     long = results.table("headlines")
     values = {(*row[:3], row[3]): row[4] for row in long[[*INDEX, "metric", "value"]].itertuples(index=False)}
@@ -103,6 +103,15 @@ def leaderboard(results: "Results") -> Table:
         return [_number(row[name], values.get((*(row[each] for each in INDEX), name))) for name in names]
 
     return _table(results, frame, "leaderboard", "Headlines with 95 % intervals", names, cells)
+
+
+def _of_maps(results: "Results", frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that have maps, and the columns of metrics that they have something of."""
+    if frame.empty or not results.introspections:
+        return frame
+    rows = frame[~frame["method"].isin(results.introspections)]
+    maps = rows[rows["method"] != EXAM]
+    return rows[[name for name in rows.columns if name in (*INDEX, "reasons") or maps[name].notna().any()]]
 
 
 def plain_table(results: "Results", name: str, caption: str, columns: Mapping[str, str] | None = None) -> Table:
@@ -118,7 +127,7 @@ def plain_table(results: "Results", name: str, caption: str, columns: Mapping[st
         )
         for _, row in frame.iterrows()
     ]
-    return Table(name, caption, list(shown.values()), rows, numeric=_numeric(rows, len(shown)))
+    return Table(name, caption, list(shown.values()), rows, numeric=numeric(rows, len(shown)))
 
 
 def _table(
@@ -139,10 +148,10 @@ def _table(
             subject = results.subjects[row["model"], row["model_seed"]]
             rows.append(Row(subject, [Cell(str(row["method"]), value=str(row["method"])), *cells(row)]))
     titles = ["method", *columns]
-    return Table(name, caption, titles, rows, marks, _numeric(rows, len(titles)))
+    return Table(name, caption, titles, rows, marks, numeric(rows, len(titles)))
 
 
-def _numeric(rows: Sequence[Row], size: int) -> list[bool]:
+def numeric(rows: Sequence[Row], size: int) -> list[bool]:
     """Of each column whether it is sorted as numbers."""
     return [any(isinstance(row.cells[place].value, float) for row in rows) for place in range(size)]
 

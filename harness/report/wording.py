@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 SECTIONS: Mapping[str, str] = {
     "outcome": "What held",
     "verdicts": "Verdicts",
+    "global": "Global",
     "maps": "Maps",
     "leaderboard": "Leaderboard",
     "randomization": "Randomization",
@@ -17,6 +18,9 @@ SECTIONS: Mapping[str, str] = {
     "words": "Words",
 }
 """Identifier -> title, in the order of the page."""
+
+OF_MAPS = ("verdicts", "maps", "leaderboard", "randomization", "flipping", "completeness", "ranks")
+"""Sections that say something of methods with maps only."""
 
 TABLES: Mapping[str, Sequence[tuple[str, str, Mapping[str, str] | None]]] = {
     "randomization": (
@@ -62,6 +66,12 @@ GLOSSARY: Mapping[str, str] = {
     "explained class.",
     "control": "A method whose outcome is known beforehand, such as noise or an edge detector. If one comes out "
     "otherwise, the run is not to be trusted.",
+    "introspection": "A technique that asks what a network has learnt, not why it decides as it does.",
+    "re-initialized network": "A network of the same architecture with new weights, as before training.",
+    "network with shuffled weights": "The trained network, with the weights of each tensor in random order: it keeps "
+    "their distribution, and loses their structure.",
+    "effect": "How far a trained network stands from networks that have learnt nothing, in standard deviations of "
+    "these; positive on the side on which it is to stand.",
     "twin": "A network of the same architecture with random weights.",
     "draw": "One realisation of what is random: a twin, a class, an order.",
     "survival": "How much of the similarity of two maps is left when the network, or the class, is another one: 0 is "

@@ -17,9 +17,12 @@ from PIL import Image
 from harness.figures import draw_cascade
 from harness.pictures import read_cascade
 from harness.report.charts import charts, styles
+from harness.report.exhibits import exhibits_of
 from harness.report.maps import address_of, colours, gallery, said_of
+from harness.report.network_charts import network_charts, section_of
+from harness.report.networks import asked, network_tables
 from harness.report.parts import MOST_ROWS, Table, counted, leaderboard, matrix, plain_table
-from harness.report.wording import GLOSSARY, SECTIONS, TABLES
+from harness.report.wording import GLOSSARY, OF_MAPS, SECTIONS, TABLES
 from harness.store import Folder, write_atomically
 from harness.verdicts import in_error
 from harness.words import statements
@@ -60,10 +63,13 @@ def page(results: "Results", most: int | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"breakable": _breakable, "counted": counted}
-    outcomes = results.outcomes
+    outcomes, introspections = results.outcomes, results.introspections
     controls = set(outcomes.loc[outcomes["method_family"] == "control", "method"])
-    looks = styles(list(dict.fromkeys(outcomes["method"])), controls)
-    drawn = list(charts(results, {style.name: style for style in looks}))
+    methods = [name for name in dict.fromkeys(outcomes["method"]) if name not in introspections]
+    looks = styles(methods, controls)
+    drawn = [*charts(results, {style.name: style for style in looks}), *network_charts(results)]
+    exhibits = exhibits_of(results)
+    without = (*(() if methods else OF_MAPS), *(() if introspections else ("global",)))
     maps, said = gallery(results, most), said_of(results)
     return environment.get_template("report.html").render(
         study=results.manifest["study"]["name"],
@@ -75,7 +81,7 @@ def page(results: "Results", most: int | None = None) -> str:
         tables={section: list(_tables(results, section)) for section in SECTIONS},
         doubt=in_error(results.table("verdicts")),
         charts=drawn,
-        specifications=_embedded([chart.specification for chart in drawn]),
+        specifications=_embedded({**{str(i): chart.specification for i, chart in enumerate(drawn)}, **exhibits.charts}),
         looks=looks,
         controls=sorted(controls),
         cascades=list(_cascades(results)),
@@ -86,7 +92,11 @@ def page(results: "Results", most: int | None = None) -> str:
         provenance=dict(_provenance(results)),
         yaml=yaml.safe_dump(results.manifest["study"], sort_keys=False),
         glossary=GLOSSARY,
-        sections=SECTIONS,
+        sections={name: title for name, title in SECTIONS.items() if name not in without},
+        introspections=asked(results),
+        networks=network_tables(results),
+        exhibits=exhibits,
+        section_of=section_of,
         vega=_vega(),
     )
 

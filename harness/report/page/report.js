@@ -217,7 +217,7 @@
 
   // The model that is shown, where there are several.
   const refresh = () => {
-    for (const each of $$("figure[data-subject]")) each.hidden = elsewhere(each);
+    for (const each of $$("figure[data-subject], details[data-subject]")) each.hidden = elsewhere(each);
     for (const table of $$("table")) filter(table);
     if (data) fill();
   };
