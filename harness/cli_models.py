@@ -138,6 +138,7 @@ def show(
     from harness import panels
     from harness.arguments import data_of_images, entry_of, method_entries, target_of
     from harness.catalogue import METHODS
+    from harness.drawn import samples_as_drawn
     from harness.preparation import torch_device
     from harness.progress import bars
     from harness.study import choose
@@ -151,7 +152,8 @@ def show(
             entry, base, target=explained, samples=samples, device=place, progress=progress
         )
         names = ["", *(each.label for each in chosen)]
-        panels.layout_of(subject.space.kind, tuple(subject.x.shape[1:]), len(subject.rows), names)
+        shape = tuple(samples_as_drawn(subject.x[:1], subject.space.kind).shape[1:])
+        panels.layout_of(subject.space.kind, shape, len(subject.rows), names)
         gallery = galleries.gallery_of(entry, base, subject, chosen, chunk=chunk, progress=progress)
     panels.write_png(panels.draw(gallery), out)
     lines = [f"assumed: {note}" for note in (*assumed, *gallery.notes)]

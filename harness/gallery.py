@@ -13,8 +13,8 @@ from harness.applicability import attempt
 from harness.case import Case
 from harness.catalogue import METHODS
 from harness.data import Data
+from harness.drawn import maps_as_drawn, samples_as_drawn
 from harness.heads import Regression
-from harness.metrics.preprocessing import reduce_channels
 from harness.model_entries import DataEntry, ModelEntry
 from harness.models import ModelSource
 from harness.models.loaded import RANDOM
@@ -48,7 +48,7 @@ class Gallery:
         label: the model.
         kind: of the samples.
         samples: what is explained.
-        maps: method -> maps [n, *axes], channels summed; None if it failed.
+        maps: method -> maps [n, *axes] as they are drawn; None if it failed.
         failed: method -> why it raised.
         refused: method -> why it does not apply.
         notes: what had to be assumed.
@@ -147,15 +147,16 @@ def gallery_of(
         elif status == "fails":
             gallery.failed[chosen.label], gallery.maps[chosen.label] = reason, None
         else:
-            summed = [reduce_channels(case.maps, "sum").cpu().numpy() for case in cases]
-            gallery.maps[chosen.label] = np.concatenate(summed)
+            drawn = [maps_as_drawn(case.maps, case.x, gallery.kind).cpu().numpy() for case in cases]
+            gallery.maps[chosen.label] = np.concatenate(drawn)
     progress("methods", 1.0, "")
     return gallery
 
 
 def _shown(subject: Subject, logits: Float[Tensor, "n classes"], names: tuple[str, ...]) -> list[Shown]:
-    image = subject.space.kind == "image"
-    values = subject.space.within_box(subject.x).clamp(0, 1) if image else subject.x
+    picture = subject.space.kind in ("image", "bands")
+    values = subject.space.within_box(subject.x).clamp(0, 1) if picture else subject.x
+    values = samples_as_drawn(values, subject.space.kind)
     number = isinstance(subject.source.model, Regression)
 
     labels = _labels(subject, logits.shape[1])

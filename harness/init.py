@@ -14,6 +14,7 @@ from harness.catalogue import DATA, METHODS, METRICS
 from harness.data import Data
 from harness.doctor import few_of
 from harness.engine import execute
+from harness.metrics.profiles import SUMMED
 from harness.model_entries import DataEntry, ModelEntry
 from harness.models.loaded import LoadedModel
 from harness.plan import plan
@@ -78,9 +79,10 @@ def init_study(
 def _metrics(space: InputSpace, full_draws: int, cascade_draws: int) -> list[dict[str, Any]]:
     fills = ["grey", "blur"] if space.kind == "image" else ["mean"]
     fills = [fill for fill in fills if not space.refusal(fill)] or [space.default_fill]
+    measures = {"measures": ["spearman", "cosine", *SUMMED]} if space.kind == "bands" else {}
     return [
-        {"metric": "parameter_randomization", "full_draws": full_draws, "cascade_draws": cascade_draws},
-        {"metric": "random_logit", "class_draws": full_draws},
+        {"metric": "parameter_randomization", "full_draws": full_draws, "cascade_draws": cascade_draws, **measures},
+        {"metric": "random_logit", "class_draws": full_draws, **measures},
         {"metric": "completeness"},
         {"metric": "pixel_flipping", "steps": STEPS, "fill": fills if len(fills) > 1 else fills[0]},
         {"metric": "occlusion_faithfulness", "fill": fills[0]},

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from harness.digests import digest
+from harness.drawn import maps_as_drawn, samples_as_drawn
 from harness.metrics.cascade import Randomization, cascade, groups_of, output_of
-from harness.metrics.preprocessing import reduce_channels
 from harness.plan import Group, identity_of, numerics
 from harness.store import write_atomically
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Maps [methods, stages, ...] of one sample; NaN where a method gave none."""
+    """Maps [methods, stages, ...] of one sample as they are drawn; NaN where a method gave none."""
 
     image: np.ndarray
     maps: np.ndarray
@@ -53,7 +53,7 @@ def keep_cascade(group: Sequence[Group], labels: Sequence[str], path: Path, *, s
     stages = ["trained", *(blocks[-1].name for blocks in groups)]
     rows = [_row(g, seed, len(stages), options) for g in group]
     caption = f"{subject.label}, sample {subject.samples[0]}, explained class {int(subject.target[0])}"
-    image = subject.space.within_box(subject.x)[0].clamp(0, 1).cpu().numpy()
+    image = samples_as_drawn(subject.space.within_box(subject.x), subject.space.kind)[0].clamp(0, 1).cpu().numpy()
     _write(Cascade(image, np.stack(rows), list(labels), stages, caption), path, {"key": key})
 
 
@@ -65,7 +65,8 @@ def options_of(group: Group) -> Mapping[str, Any]:
 
 def _row(group: Group, seed: int, stages: int, options: Mapping[str, Any]) -> np.ndarray:
     case = group.case(seed=seed, chunk=1)
-    empty = np.full((stages, *case.axes), np.nan)
+    kind = case.space.kind
+    empty = np.full((stages, *maps_as_drawn(case.x, case.x, kind).shape[1:]), np.nan)
     how = Randomization(options["batch_norm"], options["fresh"], options["stages"])
     try:
         maps = [case.maps]
@@ -74,7 +75,7 @@ def _row(group: Group, seed: int, stages: int, options: Mapping[str, Any]) -> np
             maps.append(case.explain(stage.model, target=target, call=("top_down", 0, stage.index)))
     except Exception:  # the cells of this method have recorded why; the picture leaves its row empty
         return empty
-    return np.stack([reduce_channels(m, "sum")[0].cpu().numpy() for m in maps])
+    return np.stack([maps_as_drawn(m, case.x, kind)[0].cpu().numpy() for m in maps])
 
 
 def read_cascade(path: Path) -> tuple[Cascade, str]:

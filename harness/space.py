@@ -17,7 +17,7 @@ from harness.entries import nearest
 from harness.random import Draws
 from harness.types import InputError
 
-Kind = Literal["image", "signal", "table"]
+Kind = Literal["image", "signal", "bands", "table"]
 
 LEVELS = {"black": 0.0, "grey": 0.5, "white": 1.0}
 """Fills that are a fixed fraction of the valid range, from its low end to its high end."""
@@ -30,7 +30,7 @@ IMPUTATIONS = ("noisy_linear", "inpaint")
 KNOWN = {"fill": (*KNOWN_FILLS, *IMPUTATIONS), "baseline": KNOWN_FILLS}
 """The names that an option knows."""
 
-SPATIAL_AXES = {"image": 2, "signal": 1, "table": 0}
+SPATIAL_AXES = {"image": 2, "signal": 1, "bands": 1, "table": 0}
 BLUR_FRACTION = 0.1
 
 
@@ -39,7 +39,9 @@ class InputSpace:
     """How a model's input relates to what a person would call its pixels: `x = (pixel - mean) / std`.
 
     Attributes:
-        kind: image [n,c,h,w], signal [n,c,t] or table [n,f].
+        kind: image [n,c,h,w], signal [n,c,t], bands [n,f,t] or table [n,f]. Bands are a signal whose channels are an
+            ordered axis, frequencies from the lowest to the highest: what is removed, blurred or shifted are frames,
+            with all their frequencies, and maps are compared and drawn over both axes.
         mean: mean of each channel in pixel units (one number serves all); None if nothing is declared.
         std: its standard deviation in pixel units; None if nothing is declared.
         low: the smallest valid pixel value, one for all channels or one each.
@@ -204,7 +206,7 @@ class InputSpace:
         return tensor.view(-1, *(1,) * SPATIAL_AXES[self.kind])
 
     def _blur(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
-        signal = self.kind == "signal"
+        signal = SPATIAL_AXES[self.kind] == 1
         image = x.unsqueeze(-2) if signal else x
         sigma = BLUR_FRACTION * max(image.shape[-2:])
         # Reflection needs a radius below the side, and a signal has no second axis to blur along.

@@ -69,7 +69,7 @@ class Score:
         measure: what the number is, a standard term in full.
         values: the numbers; NaN exactly where `undefined` gives a reason.
         undefined: reason -> the samples it holds for. No sample has two reasons.
-        channels: how the channels of the maps were reduced (`sum`, `abs_sum`).
+        channels: how the channels of the maps were reduced (`sum`, `abs_sum`, or `kept`).
         sign: whether the sign of the maps counted (`signed`, `absolute`).
         normalization: what was done to the maps before comparing them.
         role: see `Role`.

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 Levels = Mapping[str, np.ndarray]
 """Role -> values [samples, draws]; empty where there are none."""
 
-SIMILARITIES = ("spearman", "pearson", "cosine", "ssim", "hog", "top_k")
+SIMILARITIES = ("spearman", "pearson", "cosine", "ssim", "hog", "top_k", "time_profile", "frequency_profile")
 VIEW = ("measure", "channels", "sign", "normalization")
 LEVELS = ("floor_shift", "floor_random", "floor_other", "ceiling_rerun", "ceiling_retrain")
 CASCADES = ("top_down", "bottom_up", "independent")
@@ -165,7 +165,7 @@ def cascade(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
     """
     if stack.info.get("metric_function") != "parameter_randomization":
         return
-    similar = where(stack.scalars, measure="spearman", channels="sum")
+    similar = [s for s in where(stack.scalars, measure="spearman") if s.labels["sign"] != "absolute"]
     for series in where(similar, role="test"):
         if series.labels["mode"] not in CASCADES:
             continue

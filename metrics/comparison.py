@@ -1,6 +1,6 @@
 """The comparisons of two batches of maps that the randomization tests report, as scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Annotated, Any, Literal
@@ -20,11 +20,13 @@ from harness.metrics.preprocessing import (
     reduce_channels,
     undefined_as_nan,
 )
+from harness.metrics.profiles import SUMMED, profile
 from harness.metrics.similarity import Prepared, Vectors, centred, largest, ranked, vectors
 from harness.metrics.structure import LEAST_SIDE, WINDOW, Channelwise, Descriptors, descriptors, windows
+from harness.space import Kind
 from harness.types import Distinct, NotApplicableError, Score
 
-Measure = Literal["spearman", "pearson", "cosine", "ssim", "hog", "top_k"]
+Measure = Literal["spearman", "pearson", "cosine", "ssim", "hog", "top_k", "time_profile", "frequency_profile"]
 Measures = Annotated[Sequence[Measure], Field(min_length=1), Distinct]
 """An option that names the measures of a test."""
 
@@ -33,6 +35,7 @@ Convention = Literal["harness", "adebayo2018"]
 
 MEASURES: tuple[Measure, ...] = ("spearman", "ssim", "hog")
 VIEWS: tuple[tuple[Channels, str], ...] = (("sum", "signed"), ("abs_sum", "absolute"))
+VIEWS_OF_BANDS: tuple[tuple[Channels, str], ...] = (("kept", "signed"), ("kept", "absolute"))
 FRACTION = 0.1
 """Of the positions, whose largest values `top_k` compares."""
 
@@ -64,6 +67,8 @@ class Part:
         match self.prepared:
             case Descriptors(squares=squares):
                 return self.undefined | {f"constant HOG descriptor ({whose})": squares.isnan()}
+            case Vectors(squares=squares) if self.measure in SUMMED:
+                return self.undefined | {f"constant {self.measure.replace('_', ' ')} ({whose})": squares.isnan()}
             case Vectors(squares=squares) if self.normalization.endswith("clip"):
                 return self.undefined | {f"constant once it is clipped ({whose})": squares == 0}
         return self.undefined
@@ -75,18 +80,34 @@ class Ready:
 
     Attributes:
         parts: one for each measure and view.
-        axes: the shape of the positions of a map.
+        axes: the shape of the positions of a map, of bands with that of their frequencies before it.
         whose: the maps, named in reasons.
+        bands: whether the first axis is frequency.
     """
 
     parts: tuple[Part, ...]
     axes: tuple[int, ...]
     whose: str
+    bands: bool = False
 
     def shifted(self, words: Float[Tensor, "n axes"]) -> "Ready":
-        """What `ready` makes of the `shifted` maps, for the rank measures at the price of a look-up."""
-        index = torus_index(self.axes, words)
-        return replace(self, parts=tuple(replace(part, prepared=part.prepared.moved(index)) for part in self.parts))
+        """What `ready` makes of the `shifted` maps, for the rank measures at the price of a look-up.
+
+        Bands are moved in time only, because a map moved in frequency is that of another sound. That leaves their
+        frequency profile as it is, which is moved around its own axis instead.
+        """
+        if not self.bands:
+            return self._moved(torus_index(self.axes, words), {})
+        frequencies, frames = self.axes
+        in_time = torus_index((frames,), words)
+        rows = frames * torch.arange(frequencies, device=words.device)
+        profiles = {"time_profile": in_time, "frequency_profile": torus_index((frequencies,), words)}
+        return self._moved((rows[:, None] + in_time[:, None]).flatten(1), profiles)
+
+    def _moved(self, index: Int[Tensor, "n d"], others: Mapping[str, Int[Tensor, "n places"]]) -> "Ready":
+        """With the positions of each part rearranged, those of some measures in their own way."""
+        moved = (replace(part, prepared=part.prepared.moved(others.get(part.measure, index))) for part in self.parts)
+        return replace(self, parts=tuple(moved))
 
     def rolled(self) -> "Ready":
         """The map of another sample in the place of each: that of the one before. A batch of one has none."""
@@ -98,12 +119,17 @@ def ready(
     whose: str,
     measures: Sequence[Measure] = MEASURES,
     convention: Convention = "harness",
+    kind: Kind | None = None,
 ) -> Ready:
     """Everything that can be computed of a batch of maps before it is compared with others.
 
     Spearman, Pearson, cosine and top_k (the largest tenth) are of the signed and of the absolute maps; SSIM is of
     absolute ones clipped at their 99th percentile, for images and signals of at least 11 positions an axis; HOG is of
     signed ones scaled to [0, 1], for images of at least 12 pixels a side. What does not apply is left out.
+
+    Of bands channels are kept, which are frequencies: measures are over frequency and time. SSIM and HOG, which compare
+    neighbours, are left out; `time_profile` and `frequency_profile`, which nothing else has, come in where they are
+    named (`harness.metrics.profiles`). Conventions are about pictures, and make no difference.
 
     By the convention of `adebayo2018sanity`, as in its notebooks, maps of several channels are clipped at their 99th
     percentile before they are ranked; SSIM is of signed maps scaled to [0, 1], channel by channel, with a data range of
@@ -114,14 +140,15 @@ def ready(
         whose: the maps, named in reasons.
         measures: of similarity.
         convention: what is done to the maps before.
+        kind: of the inputs; only `bands` makes a difference.
 
     Raises:
         NotApplicableError: none of the measures applies.
     """
-    parts = []
-    prepared_by = _prepared if convention == "harness" else _originally
-    for channels, sign in VIEWS:
-        values, whole = reduce_channels(maps, channels), maps
+    parts, bands = [], kind == "bands"
+    prepared_by = _of_bands if bands else _prepared if convention == "harness" else _originally
+    for channels, sign in VIEWS_OF_BANDS if bands else VIEWS:
+        values, whole = reduce_channels(maps.abs() if bands and sign == "absolute" else maps, channels), maps
         undefined = first_reason(degenerate(values, whose))
         if undefined:
             # What a measure does to a broken map is no number of ours; zeros in, NaN out.
@@ -131,9 +158,9 @@ def ready(
                 seen: Channels = "each" if isinstance(prepared, Channelwise) else channels
                 parts.append(Part(measure, seen, sign, normalization, prepared, undefined))
     if not parts:
-        needs = f"ssim needs {WINDOW} positions an axis, hog images of {LEAST_SIDE} pixels a side"
+        needs = f"ssim needs {WINDOW} positions an axis, hog images of {LEAST_SIDE} pixels a side, a profile bands"
         raise NotApplicableError(f"{', '.join(measures)}: nothing to compare maps {list(maps.shape[1:])} by: {needs}")
-    return Ready(tuple(parts), tuple(values.shape[1:]), whose)
+    return Ready(tuple(parts), tuple(values.shape[1:]), whose, bands)
 
 
 def compare(a: Ready, b: Ready, **labels: Any) -> Iterator[Score]:
@@ -226,6 +253,17 @@ def _originally(
             if sign == "signed" and images and least >= LEAST_SIDE:
                 yield "min_max_rank", descriptors(min_max(values), rank=True)
         case _:
+            yield from _prepared(measure, sign, values, maps)
+
+
+def _of_bands(
+    measure: Measure, sign: str, values: Float[Tensor, "n frequencies frames"], maps: Float[Tensor, "n *shape"]
+) -> Iterator[tuple[str, Prepared]]:
+    """The same over frequency and time."""
+    match measure:
+        case "time_profile" | "frequency_profile":
+            yield "none", centred(profile(values, measure))
+        case "spearman" | "pearson" | "cosine" | "top_k":
             yield from _prepared(measure, sign, values, maps)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from harness.case import Case, Partner
 from harness.metrics.comparison import MEASURES, Convention, Measures, Ready, compare, ready
@@ -54,13 +56,16 @@ def label_randomization(
     partner, second, retrained = case.partner(), case.partner(other=True), case.retrained()
     predicted = case.logits(case.x).argmax(1)
 
+    def made_ready(maps: Float[Tensor, "n ..."], whose: str) -> Ready:
+        return ready(maps, whose, measures, convention, case.space.kind)
+
     def explained(model: torch.nn.Module | None, whose: str, call: str) -> Ready:
-        return ready(case.explain(model, call=call), whose, measures, convention)
+        return made_ready(case.explain(model, call=call), whose)
 
     yield from _accuracies("partner", partner)
     yield from _accuracies("second_partner", second)
     yield Score("prediction_kept", (case.logits(case.x, partner.model).argmax(1) == predicted).double())
-    ours = ready(case.maps, "trained network", measures, convention)
+    ours = made_ready(case.maps, "trained network")
     noise = explained(partner.model, "partner", "partner")
     yield from _unless(partner.invalid, compare(ours, noise))
     words = case.draws("label_randomization", "shift").uniform(case.position_axes)

@@ -81,7 +81,8 @@ def parameter_randomization(
         NotApplicableError: the model has no parameters, or none of the measures applies to its maps.
     """
     check_parameters(case)
-    test = _Test(case, repredict, measures, convention, ready(case.maps, "trained network", measures, convention))
+    ours = ready(case.maps, "trained network", measures, convention, case.space.kind)
+    test = _Test(case, repredict, measures, convention, ours)
     yield from test.trained()
     how = Randomization(batch_norm, fresh, stages)
     previous: Ready | None = None
@@ -112,7 +113,7 @@ class _Test:
     ours: Ready
 
     def ready(self, maps: Float[Tensor, "n ..."]) -> Ready:
-        return ready(maps, "compared network", self.measures, self.convention)
+        return ready(maps, "compared network", self.measures, self.convention, self.case.space.kind)
 
     def explained(self, stage: Stage) -> Ready:
         target = output_of(self.case, stage).predicted if self.repredict else None

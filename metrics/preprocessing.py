@@ -6,17 +6,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Channels = Literal["sum", "abs_sum", "each"]
+Channels = Literal["sum", "abs_sum", "each", "kept"]
 
 
 def reduce_channels(maps: Float[Tensor, "n *shape"], channels: Channels) -> Float[Tensor, "n *axes"]:
     """One value a position: `sum` keeps sign and completeness, `abs_sum` is the sum of absolute values.
 
-    `each` stands for maps that are not reduced, in labels of scores. Tables [n, f] have no channels.
+    `kept` leaves channels that are an axis of their own, frequency, as they are. `each` stands for maps that are
+    compared channel by channel, in labels of scores. Tables [n, f] have no channels.
     """
     maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     maps = maps.abs() if channels == "abs_sum" else maps
-    return maps.sum(1) if maps.ndim > 2 else maps
+    return maps.sum(1) if maps.ndim > 2 and channels != "kept" else maps
 
 
 def percentile_clip(maps: Float[Tensor, "n *axes"], percentile: float = 99.0) -> Float[Tensor, "n *axes"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from harness.case import Case
-from harness.metrics.comparison import MEASURES, Measures, compare, ready
+from harness.metrics.comparison import MEASURES, Measures, Ready, compare, ready
 from harness.registry import metric
 from harness.types import Count, Score
 
@@ -42,14 +42,17 @@ def random_logit(case: Case, *, class_draws: Count = 10, measures: Measures = ME
     Raises:
         NotApplicableError: none of the measures applies to these maps.
     """
-    ours = ready(case.maps, "explained class", measures)
-    again = ready(case.explain(call="rerun"), "explained class", measures)
-    yield from compare(ours, again, role="ceiling_rerun")
+
+    def made_ready(maps: Float[Tensor, "n ..."], whose: str) -> Ready:
+        return ready(maps, whose, measures, kind=case.space.kind)
+
+    ours = made_ready(case.maps, "explained class")
+    yield from compare(ours, made_ready(case.explain(call="rerun"), "explained class"), role="ceiling_rerun")
     logits = case.logits(case.x)
     for draw in range(class_draws):
         words = case.draws("random_logit", "class").uniform(1, draw=draw)[:, 0]
         target = another_class(case.target, words, logits.shape[1])
-        maps = ready(case.explain(target=target, call=("random", draw)), "another class", measures)
+        maps = made_ready(case.explain(target=target, call=("random", draw)), "another class")
         where: dict[str, Any] = {"mode": "random", "draw": draw}
         yield from compare(ours, maps, **where)
         yield from compare(
@@ -63,7 +66,7 @@ def random_logit(case: Case, *, class_draws: Count = 10, measures: Measures = ME
         ("runner_up", logits.masked_fill(own, -torch.inf).argmax(1)),
         ("least_likely", logits.masked_fill(own, torch.inf).argmin(1)),
     ):
-        maps = ready(case.explain(target=target, call=mode), "another class", measures)
+        maps = made_ready(case.explain(target=target, call=mode), "another class")
         yield from compare(ours, maps, mode=mode)
 
 

@@ -113,11 +113,12 @@ def smooth_parameter_randomization(
         NotApplicableError: the model has no parameters.
     """
     check_parameters(case)
-    ours = ready(_smoothed(case, case.model, samples, noise, ()), "trained network", ("spearman",))
+    kind = case.space.kind
+    ours = ready(_smoothed(case, case.model, samples, noise, ()), "trained network", ("spearman",), kind=kind)
     for draw in range(cascade_draws):
         for stage in cascade(case, "bottom_up", draw, Randomization(batch_norm)):
             smoothed = _smoothed(case, stage.model, samples, noise, (stage.mode, draw, stage.index))
-            theirs = ready(smoothed, "compared network", ("spearman",))
+            theirs = ready(smoothed, "compared network", ("spearman",), kind=kind)
             where: dict[str, Any] = {"stage": stage.name, "stage_index": stage.index, "draw": draw}
             yield from compare(ours, theirs, mode=stage.mode, **where)
         yield from compare(ours, theirs, mode="full", **{**where, "stage": "all"})

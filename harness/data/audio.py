@@ -1,4 +1,4 @@
-"""Recordings: wav files as waveforms or as log spectrograms."""
+"""Recordings: wav files as waveforms, as log spectrograms, or as spectrograms whose frequencies are channels."""
 
 import warnings
 from pathlib import Path
@@ -39,12 +39,16 @@ def audio(
     broken: Broken = "refuse",
     rate: Count = 8000,
     seconds: Positive = 1.0,
-    form: Literal["waveform", "spectrogram"] = "waveform",
+    form: Literal["waveform", "spectrogram", "bands"] = "waveform",
     window: Count = 256,
     hop: Count = 128,
     decibels: Positive = 100.0,
 ) -> Data:
-    """Wav files in a folder, as waveforms [1, t] in [-1, 1] or as log spectrograms [1, frequencies, frames] in [0, 1].
+    """Wav files in a folder, as waveforms [1, t] in [-1, 1] or as log spectrograms in [0, 1].
+
+    A `spectrogram` is a picture [1, frequencies, frames], for networks that convolve over both axes. `bands` are the
+    same numbers, [frequencies, frames]: frequencies are channels, the lowest first, for networks that convolve over
+    time.
 
     Channels are averaged, other sampling rates are resampled, and every recording is cut or padded with silence at
     its end. The spectrogram is 10 log10 of the power in Hann windows, clipped to `decibels` below full scale,
@@ -62,7 +66,7 @@ def audio(
         broken: refuse a file that cannot be read, or skip it.
         rate: samples a second that the model takes.
         seconds: the length that the model takes.
-        form: waveform or spectrogram.
+        form: waveform, spectrogram or bands.
         window: samples of one spectrum.
         hop: samples from one spectrum to the next.
         decibels: the range of the spectrogram.
@@ -71,26 +75,29 @@ def audio(
         InputError: an empty folder, a file without a class, or windows that do not fit.
     """
     size = round(rate * seconds)
-    if size < 1 or (form == "spectrogram" and not hop <= window <= size):
+    if size < 1 or (form != "waveform" and not hop <= window <= size):
         raise InputError(
             f"audio:{path}: expected hop <= window <= rate * seconds, got {hop}, {window} and {rate * seconds:g}"
         )
-    # Silence is zero in both forms, in the middle of the one box and at the end of the other.
-    space = (
-        InputSpace("signal", (0.0,), (1.0,), -1.0, 1.0) if form == "waveform" else InputSpace("image", (0.0,), (1.0,))
-    )
+    # Silence is zero in all forms: in the middle of a wave's box, at the end of a spectrogram's.
+    spaces = {
+        "waveform": InputSpace("signal", (0.0,), (1.0,), -1.0, 1.0),
+        "spectrogram": InputSpace("image", (0.0,), (1.0,)),
+        "bands": InputSpace("bands", (0.0,), (1.0,)),
+    }
 
     def decode(file: Path) -> Float[Tensor, "c *axes"]:
         wave = read_wave(file, rate)[:size]
         wave = np.pad(wave, (0, size - len(wave)))
         values = wave if form == "waveform" else log_spectrogram(wave, rate, window, hop, decibels)
-        return torch.from_numpy(values.astype(np.float32))[None]
+        sample = torch.from_numpy(values.astype(np.float32))
+        return sample if form == "bands" else sample[None]
 
     return of_files(
         "audio",
         path,
         EXTENSIONS,
-        space,
+        spaces[form],
         decode,
         base=base,
         labels=labels,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from math import tau
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,12 +33,14 @@ BINS, FRAMES = 5, 15
 NOISE, LOUDNESS, BANDWIDTH = 0.01, 0.03, 60.0
 """Amplitudes of the noise everywhere and of bursts; standard deviation of the frequencies in a burst, in hertz."""
 
+Form = Literal["spectrogram", "bands"]
+
 COUNTS = {"planted-band/train": 800, "planted-band": 200}
 
 
 @data_source()
 @cache
-def planted_band() -> Data:
+def planted_band(*, form: Form = "spectrogram") -> Data:
     """1,000 log spectrograms of synthetic noise, 1 x 129 x 61, in which a burst in one of four bands is the class.
 
     As the source `audio` makes them of a second at 8 kHz. Each has white noise throughout, a burst of a quarter of a
@@ -46,11 +49,15 @@ def planted_band() -> Data:
 
     Masks are the box of the burst that decides, 11 bins by 15 frames. What the window spreads of it is cut off
     outside the box, so that nothing else tells the class.
+
+    Args:
+        form: a `spectrogram` is a picture; as `bands`, 129 x 61, its frequencies are channels, and masks are the
+            frames of the burst, 1 x 61.
     """
-    return _recordings("planted-band", _recordings("planted-band/train", None))
+    return _recordings("planted-band", form, _recordings("planted-band/train", form, None))
 
 
-def _recordings(name: str, train: Data | None) -> Data:
+def _recordings(name: str, form: Form, train: Data | None) -> Data:
     """Recordings whose classes are equally frequent, in a random order that the name fixes."""
     count, classes = COUNTS[name], len(CENTRES)
     labels = Draws.of([name], "classes").permutation(count)[0] % classes
@@ -71,12 +78,14 @@ def _recordings(name: str, train: Data | None) -> Data:
         return box, torch.where(box, _spectrograms(rest + burst), background)
 
     box, x = with_burst(labels)
-    space = InputSpace("image", (0.0,), (1.0,))
-    data = of_tensors("planted-band", x, labels, space, ids=ids, train=train, masks=box.float())
+    samples, masks, space = x, box, InputSpace("image", (0.0,), (1.0,))
+    if form == "bands":
+        samples, masks, space = x[:, 0], box.any(2), InputSpace("bands", (0.0,), (1.0,))
+    data = of_tensors("planted-band", samples, labels, space, ids=ids, train=train, masks=masks.float())
     if train is None:
         return data
-    other_rest = torch.where(box, x, background.roll(1, 0))
-    return replace(data, planted=exchanged(with_burst(others)[1], other_rest))
+    exchanges = with_burst(others)[1], torch.where(box, x, background.roll(1, 0))
+    return replace(data, planted=exchanged(*(each.view_as(samples) for each in exchanges)))
 
 
 def _bursts(centres: Float[Tensor, " n"], onsets: Int[Tensor, " n"], draws: Draws, draw: int) -> Float[Tensor, "n t"]:

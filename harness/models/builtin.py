@@ -13,6 +13,7 @@ from harness.networks import (
     AdebayoMLP,
     CifarResNet,
     SpectrogramCNN,
+    SpeechCNN,
     VisionTransformer,
     WaveformCNN,
 )
@@ -114,3 +115,10 @@ def spectrogram_cnn() -> ModelSource:
     """Convolutions over a log spectrogram, whose axes are no space."""
     recipe = Recipe(epochs=20, permuted_epochs=40, batch=20, rate=3e-3, shift=0.1)
     return _source("spectrogram-cnn", SpectrogramCNN, (1, 129, 61), recipe)
+
+
+@model_source()
+def speech_cnn() -> ModelSource:
+    """Convolutions over time that take the frequencies of a log spectrogram as channels (`form: bands`)."""
+    recipe = Recipe(epochs=30, permuted_epochs=150, batch=20, rate=3e-3, shift=0.1)
+    return _source("speech-cnn", SpeechCNN, (129, 61), recipe)

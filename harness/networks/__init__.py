@@ -9,6 +9,7 @@ from harness.networks.cnn import CNN
 from harness.networks.mlp import MLP
 from harness.networks.resnet import CifarResNet
 from harness.networks.spectrogram import SpectrogramCNN
+from harness.networks.speech import SpeechCNN
 from harness.networks.vit import VisionTransformer
 from harness.networks.waveform import WaveformCNN
 
@@ -19,6 +20,7 @@ __all__ = [
     "AdebayoMLP",
     "CifarResNet",
     "SpectrogramCNN",
+    "SpeechCNN",
     "VisionTransformer",
     "WaveformCNN",
 ]
