@@ -22,7 +22,7 @@ test: setup
 
 # Two files of tests at once, each on one thread.
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -n 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 # The three folders install as one package; a type checker only believes it when it sees them as one.
 check: setup
