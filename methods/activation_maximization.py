@@ -84,6 +84,9 @@ def activation_maximization(
     - with a decoder, gain and recognition of images of random codes (`random_code_...`), and of that of 64 which
       excites the unit most (`best_random_code_...`)
 
+    Where a unit is silent for all that is close to the start, as many behind rectifiers are in random networks, there
+    is no gradient, and its image stays what it was.
+
     Args:
         model: returns logits [n, classes].
         space: what the numbers in the samples mean.

@@ -19,6 +19,9 @@ MOVES = 4
 class Ascent:
     r"""Adam (`kingma2015adam`) on $J(T x) - \lambda_f R_f(x) - \lambda_t R_t(x)$, in each step with a new random T.
 
+    Penalties set in linearly over the first half of the steps: at full weight they would wipe out the start where there
+    is no steep gradient yet.
+
     Attributes:
         steps: how many.
         rate: the learning rate, in the units of what is optimized.
@@ -63,10 +66,11 @@ class Ascent:
                 x = images(code.requires_grad_())
                 total = value(x if places is None else self._moved(x, places[:, step], box))
                 inside = box.inside(x)
+                share = min(1.0, 2 * step / self.steps)
                 if self.frequency_penalty:
-                    total = total - self.frequency_penalty * frequency_penalty(inside)
+                    total = total - share * self.frequency_penalty * frequency_penalty(inside)
                 if self.total_variation:
-                    total = total - self.total_variation * total_variation(inside)
+                    total = total - share * self.total_variation * total_variation(inside)
                 # Not backward(), which would leave gradients in the network.
                 (code.grad,) = torch.autograd.grad(total.sum(), code)
             optimizer.step()

@@ -78,50 +78,49 @@ class Search:
         """
         x, options = data.x, {**self.objective, "seed": self.seed, "chunk": self.chunk}
         objective = objective_of(model=model, x=x, labels=data.labels, **options)
-        natural = torch.cat([objective.values(model, part) for part in x.split(self.chunk)])
-        mean, deviation = natural.mean(0), natural.std(0, correction=0)
+        natural, scale = (
+            torch.cat([objective.values(model, part, climbing) for part in x.split(self.chunk)])
+            for climbing in (False, True)
+        )
+        mean, deviation = scale.mean(0), scale.std(0, correction=0)
         deviation = torch.where(deviation > 0, deviation, 1.0)
         self._check_sizes(model, x)
         images, peaks = [], []
         for some in torch.arange(self.repeats * len(objective.units), device=x.device).split(self.chunk):
             at = some % len(objective.units)
 
-            def excitation(batch: Tensor, at: Tensor = at) -> Float[Tensor, " n"]:
-                return objective.values(model, batch).gather(1, at[:, None])[:, 0]
-
-            def gain(
-                batch: Tensor, at: Tensor = at, excitation: Callable[[Tensor], Tensor] = excitation
-            ) -> Float[Tensor, " n"]:
-                return (excitation(batch) - mean[at]) / deviation[at]
+            def height(batch: Tensor, at: Tensor = at) -> Float[Tensor, " n"]:
+                values = objective.values(model, batch, climbing=True)
+                return ((values - mean) / deviation).gather(1, at[:, None])[:, 0]
 
             names = [f"{each // len(objective.units)}/{objective.units[each % len(objective.units)]}" for each in some]
             samples = x[[objective.units[each] % len(x) for each in at]]
-            images.append(self._climbed(gain, samples, names))
-            peaks.append(excitation(images[-1]))
+            images.append(self._climbed(height, samples, names))
+            peaks.append(objective.values(model, images[-1]).gather(1, at[:, None])[:, 0])
         shape = (self.repeats, len(objective.units))
         return Found(objective, natural, torch.cat(images).unflatten(0, shape), torch.cat(peaks).unflatten(0, shape))
 
     def _climbed(
-        self, gain: Callable[[Tensor], Tensor], samples: Float[Tensor, "n c *axes"], names: list[str]
+        self, height: Callable[[Tensor], Tensor], samples: Float[Tensor, "n c *axes"], names: list[str]
     ) -> Float[Tensor, "n c *axes"]:
         medium = self.medium
         draws = Draws.of(names, self.seed, "start", device=samples.device)
         if isinstance(medium, Decoder):
             code = draws.normal(len(medium.components)).to(samples.dtype)
-            return medium.images(self._ascended(gain, code, names, 0))
+            return medium.images(self._ascended(height, code, names, 0))
         noise = NOISE * draws.normal(*samples.shape[1:]).to(samples.dtype)
         begun = samples if self.start == "sample" else medium.images(noise)
         change = torch.zeros_like(begun)
         for octave, sides in enumerate(self._sizes(begun)):
             base = resized(begun, sides)
             code = medium.of(base + resized(change, sides))
-            x = medium.images(self._ascended(gain, code, names, octave))
+            x = medium.images(self._ascended(height, code, names, octave))
             change = x - base
         return x
 
-    def _ascended(self, gain: Callable[[Tensor], Tensor], code: Tensor, names: list[str], octave: int) -> Tensor:
+    def _ascended(self, height: Callable[[Tensor], Tensor], code: Tensor, names: list[str], octave: int) -> Tensor:
         draws = Draws.of(names, self.seed, "transformations", octave, device=code.device)
-        return self.ascent.climb(gain, self.medium.images, code, self.medium.box, draws)
+        return self.ascent.climb(height, self.medium.images, code, self.medium.box, draws)
 
     def _sizes(self, x: Float[Tensor, "n c *axes"]) -> list[tuple[int, ...]]:
         shrunk = [OCTAVE**-octave for octave in reversed(range(self.octaves))]

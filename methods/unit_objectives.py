@@ -24,18 +24,23 @@ class Objective:
         units: their indices.
         layer: the layer that they are of; None: the output of the network.
         read: the excitation of each unit, [n, units], by what the layer or the network returned.
+        climbed: what grows with it and is steep where it is flat, if there is such a thing; by the same.
     """
 
     units: tuple[int, ...]
     layer: Layer | None
     read: Callable[[Tensor], Tensor]
+    climbed: Callable[[Tensor], Tensor] | None = None
 
-    def values(self, model: nn.Module, x: Float[Tensor, "n c *axes"]) -> Float[Tensor, "n units"]:
-        """How strongly inputs excite the units, in its graph."""
+    def values(
+        self, model: nn.Module, x: Float[Tensor, "n c *axes"], climbing: bool = False
+    ) -> Float[Tensor, "n units"]:
+        """How strongly inputs excite the units, or what is climbed in its place; in its graph."""
+        read = self.climbed if climbing and self.climbed else self.read
         with watching(model, (self.layer,) if self.layer else ()) as outputs:
             # A clone, because the network may write into its input.
             logits = model(x.clone())
-            return self.read(outputs[self.layer.name] if self.layer else logits)
+            return read(outputs[self.layer.name] if self.layer else logits)
 
 
 def objective_of(
@@ -54,7 +59,8 @@ def objective_of(
 
     `logit`: $f_u$. `probability`: $\mathrm{softmax}(f)_u$. `neuron`: $A_{up}$ at the middle position. `channel`:
     $\frac{1}{P} \sum_p A_{up}$. `direction`: $\frac{1}{P} \sum_{kp} v_k A_{kp}$ with $|v| = 1$. `layer`:
-    $\sum_{kp} A_{kp}^2$, for whatever number of images.
+    $\sum_{kp} A_{kp}^2$, for whatever number of images. Of a probability the logarithm is climbed, because where
+    another class is certain its own gradient vanishes.
 
     Args:
         kind: which one.
@@ -75,7 +81,10 @@ def objective_of(
             count = model(x[:1].clone()).shape[1]
         chosen = _chosen(units, count, "logit")
         index = torch.tensor(chosen, device=x.device)
-        return Objective(chosen, None, lambda logits: (logits if kind == "logit" else logits.softmax(1))[:, index])
+        if kind == "logit":
+            return Objective(chosen, None, lambda logits: logits[:, index])
+        log = lambda logits: logits.log_softmax(1)[:, index]  # noqa: E731
+        return Objective(chosen, None, lambda logits: log(logits).exp(), log)
     place, channels = _layer(model, x, layer, chunk)
     if kind == "layer":
         count = units if isinstance(units, int) else len(units)

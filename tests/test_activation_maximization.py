@@ -136,6 +136,15 @@ def test_a_smooth_objective_with_penalties_ends_where_scipy_does(fourier):
     np.testing.assert_allclose(ours.flatten().numpy(), theirs.x, atol=2e-3)
 
 
+def test_a_probability_is_reached_from_where_it_has_no_gradient(linear):
+    model, x = linear
+    certain = Linear(60 * model.weight.detach(), 400 * torch.arange(4, dtype=torch.float64)).eval()
+    unlikely = certain(x).softmax(1)[:, 0]
+    assert unlikely.max() < 1e-100
+    found = search(certain, x, kind="probability", units=[0], ascent=Ascent(60, 0.5))
+    assert found.peaks.item() > 1e20 * unlikely.max()
+
+
 def test_total_variation_makes_images_of_fewer_edges_at_the_price_of_gain(linear):
     model, x = linear
     free, _, _ = ask(model, x, **PLAIN)
@@ -153,6 +162,8 @@ def test_objectives_are_what_they_are_by_definition():
     torch.testing.assert_close(values("logit", model, x, units=[3, 1])[1], logits[:, [3, 1]])
     probability = logits.exp() / logits.exp().sum(1, keepdim=True)
     torch.testing.assert_close(values("probability", model, x)[1], probability)
+    objective, _ = values("probability", model, x)
+    torch.testing.assert_close(objective.values(model, x, climbing=True), probability.log())
     torch.testing.assert_close(values("channel", model, x, **where)[1], inner.mean((2, 3)))
     torch.testing.assert_close(values("neuron", model, x, **where)[1], inner[:, :, 6, 6])
     objective, found = values("layer", model, x, units=2, **where)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
-from harness.figures import DIVERGING, limit_of
+from harness.colouring import DIVERGING, limit_of
 from harness.glance import signed_ranks
 from harness.kept_maps import KeptSamples
 from harness.metrics.preprocessing import reduce_channels
@@ -99,7 +99,9 @@ def _packed(
     packed = []
     for method in methods:
         # One after the other, because those of photographs take hundreds of megabytes.
-        values, positive = _small(results.maps(method, model, seed).maps[:count], samples.kind, room // count)
+        maps = results.maps(method, model, seed).maps[:count]
+        maps = np.broadcast_to(maps, samples.x[:count].shape)[:, ::-1] if samples.kind == "bands" else maps
+        values, positive = _small(maps, samples.kind, room // count)
         shape = values.shape[1:] if values.ndim == 3 else (1, *values.shape[1:])
         packed.append({"name": method, "shape": list(shape), "values": _bytes(values), "positive": positive})
     labels = samples.labels or ("",) * len(samples.ids)
@@ -118,7 +120,7 @@ def _small(maps: np.ndarray, kind: str, room: int) -> tuple[np.ndarray, list[flo
     """
     values = torch.from_numpy(np.ascontiguousarray(maps)).double()
     # Of a spectrogram the channels are places of their own.
-    keeps_channels = kind == "signal" and values.ndim == 3 and values.shape[1] > 1
+    keeps_channels = kind in ("signal", "bands") and values.ndim == 3 and values.shape[1] > 1
     values = values if keeps_channels else reduce_channels(values, "sum")
     whole = values.isfinite().flatten(1).all(1).tolist()
     values = values.nan_to_num(0, 0, 0)
@@ -148,6 +150,7 @@ def _picture(x: np.ndarray, kind: str) -> dict[str, Any]:
         return {"picture": _image(np.moveaxis(x, 0, -1))}
     values = np.asarray(x, dtype=np.float64)
     low, span = values.min(), float(np.ptp(values)) or 1.0
+    values = values[::-1] if kind == "bands" else values  # the lowest frequency at the bottom
     if values.ndim == 2 and len(values) > 1:
         return {"picture": _image(((values - low) / span * 255).astype(np.uint8)[..., None])}
     line = _pooled(torch.from_numpy(values.reshape(1, -1)), LONGEST)[0].numpy()
