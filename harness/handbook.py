@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,18 @@ import torch
 from torch import nn
 
 from harness.case import Case, Explainer, Passes, counted
-from harness.catalogue import METHODS, METRICS
-from harness.entries import Method, Metric
+from harness.catalogue import INTROSPECTIONS, METHODS, METRICS
+from harness.entries import GLOBAL, Introspection, Method, Metric
 from harness.models.analytic import Additive
 from harness.models.loaded import LoadedModel
 from harness.networks import VisionTransformer
 from harness.space import InputSpace
+from harness.text import sentence
 from harness.types import NotApplicableError
 
 ROOT = Path(__file__).parents[1]
 MARKS = ("<!-- table -->\n", "<!-- end of table -->\n")
+OF_INTROSPECTIONS = ("<!-- introspections -->\n", "<!-- end of introspections -->\n")
 CONSERVES = {"output": "$f_t(x)$", "difference": "$f_t(x) - f_t(b)$", None: ""}
 FAMILIES = (
     "randomization",
@@ -43,8 +46,29 @@ def table_of_methods() -> str:
     for method in sorted(METHODS.values(), key=lambda method: (method.family == "control", method.family)):
         if method.function.__module__.startswith("harness."):
             cells = (f"`{method.name}`", method.summary, cited(method.cite), CONSERVES[method.conserves], cost(method))
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            lines.append(_line(cells))
     return "\n".join(lines) + "\n"
+
+
+def table_of_introspections() -> str:
+    """Markdown, one row for each introspection of ours: question, definition, source, measures, when it misleads."""
+    lines = [
+        "| introspection | question | definition | source | compared | misleads |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for each in INTROSPECTIONS.values():
+        if each.function.__module__.startswith("harness."):
+            cells = (f"`{each.name}`", each.question, each.summary, cited(each.cite), _compared(each))
+            lines.append(_line((*cells, sentence(each.misleads))))
+    return "\n".join(lines) + "\n"
+
+
+def _compared(each: Introspection) -> str:
+    return ", ".join(f"`{measure}` {side}" for measure, side in each.compares.items())
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def table_of_metrics() -> str:
@@ -55,9 +79,9 @@ def table_of_metrics() -> str:
     ]
     ours = [each for each in METRICS.values() if each.function.__module__.startswith("harness.")]
     for each in sorted(ours, key=lambda each: (FAMILIES.index(each.family), each.name)):
-        better = f"`{each.headline}` {each.direction or 'describes'}"
+        better = f"`{each.headline}` {each.direction or 'describes'}" if each.headline else "what is compared"
         cells = (f"`{each.name}`", each.question, each.summary, cited(each.cite), better, cost_of_metric(each))
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (*cells, each.misleads))} |")
+        lines.append(_line((*cells, each.misleads)))
     return "\n".join(lines) + "\n"
 
 
@@ -103,9 +127,11 @@ def cost(method: Method) -> str:
 def cost_of_metric(each: Metric) -> str:
     """Forward and backward passes for one sample beyond those of its map, counted with default options.
 
-    On the same small network and picture as `cost`, on which it is the first method of its study; empty for a metric
-    that trains networks.
+    On the same small network and picture as `cost`, on which it is the first method of its study; in words for a metric
+    that trains networks or asks introspections.
     """
+    if each.family == GLOBAL:
+        return "of the introspection"
     if {"partner", "recipe"} & set(each.needs):
         return "training"
     model = nn.Sequential(nn.Conv2d(1, 16, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES))
@@ -136,13 +162,21 @@ def cost_of_metric(each: Metric) -> str:
     return f"{round(case.passes.forward / SAMPLES)} + {round(case.passes.backward / SAMPLES)}"
 
 
+WRITTEN = (
+    ("methods", MARKS, table_of_methods),
+    ("methods", OF_INTROSPECTIONS, table_of_introspections),
+    ("metrics", MARKS, table_of_metrics),
+)
+"""Folder of a README, the marks around a table in it, and what makes the table."""
+
+
 def main() -> None:
-    """Write both tables into the READMEs."""
-    for folder, table in (("methods", table_of_methods), ("metrics", table_of_metrics)):
+    """Write the tables into the READMEs."""
+    for folder, (first, last), table in WRITTEN:
         path = ROOT / folder / "README.md"
-        before, _, rest = path.read_text().partition(MARKS[0])
-        _, _, after = rest.partition(MARKS[1])
-        path.write_text(before + MARKS[0] + table() + MARKS[1] + after)
+        before, _, rest = path.read_text().partition(first)
+        _, _, after = rest.partition(last)
+        path.write_text(before + first + table() + last + after)
 
 
 if __name__ == "__main__":

@@ -26,3 +26,8 @@ def cell_text(value: object) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def sentence(words: str) -> str:
+    """Words as a sentence: a capital at its start, a full stop at its end; nothing of nothing."""
+    return f"{words[0].upper()}{words[1:].rstrip('.')}." if words else ""

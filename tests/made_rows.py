@@ -73,8 +73,11 @@ def edges(similarity, *, spread=0.02, n=N):
         yield Score(measure, around(value, seed, spread, n), role=role, **fields)
 
 
-def results_of(made, *, family="gradient", statuses=None, model="net"):
-    """A run; `made`: (method, label of the metric) -> its scores. The metric's function is the end of its label."""
+def results_of(made, *, family="gradient", statuses=None, model="net", more=None):
+    """A run; `made`: (method, label of the metric) -> its scores. The metric's function is the end of its label.
+
+    `more`: method -> what its cells record beside that.
+    """
     store, cells = Memory(), []
     for (method, label), scores in made.items():
         function = label.partition("[")[0].removeprefix("original_")
@@ -91,9 +94,10 @@ def results_of(made, *, family="gradient", statuses=None, model="net"):
             "headline": "spearman",
             "summary_statistic": "mean",
             **dict.fromkeys(("forward", "backward", "maps_forward", "maps_backward", "seconds", "maps_seconds"), 1),
+            **(more or {}).get(method, {}),
         }
         listed = list(scores)
-        count = max((len(score.values) for score in listed), default=N)
+        count = max((score.values.numel() for score in listed), default=N)
         rows = rows_of(listed, [f"s{i:03}" for i in range(count)], torch.zeros(count, dtype=torch.long))
         store.put(cell, Part(rows, info))
         cells.append(cell)
@@ -134,3 +138,35 @@ def areas(most_first, least_first):
     """What `pixel_flipping` yields beside its curves, of one method in one setup: an area a sample for each order."""
     for mode, each in (("most_first", most_first), ("least_first", least_first)):
         yield Score("area", torch.as_tensor(each, dtype=torch.float64), mode=mode, channels="sum", sign="signed")
+
+
+def networks(trained, reinitialized, shuffled, *, measure="accuracy", stage=None, stages=(), again=None):
+    """`network_randomization` of one measure, of a whole network or of one layer: a number for each network."""
+
+    def score(value, **labels):
+        missing = {"unknown": torch.tensor(True)} if value != value else {}
+        return Score(measure, torch.tensor(float(value), dtype=torch.float64), missing, **labels)
+
+    layer = {} if stage is None else {"stage": stage, "stage_index": int(stage[-1])}
+    yield score(trained, **layer)
+    if stage is None:
+        yield score(trained if again is None else again, role="ceiling_rerun", draw=0)
+    for mode, values in (("full", reinitialized), ("shuffled", shuffled)):
+        for draw, value in enumerate(values):
+            yield score(value, role="floor_random", mode=mode, draw=draw, **layer)
+    for index, value in enumerate(stages, 1):
+        yield score(value, mode="top_down", stage=f"block{index}", stage_index=index, draw=0)
+
+
+def learning(**compares):
+    """What the cells of an introspection record."""
+    first = next(iter(compares))
+    return {
+        "method_family": "global",
+        "metric_family": "global",
+        "compares": compares,
+        "headline": first,
+        "direction": None,
+        "question": "What is it?",
+        "misleads": "always",
+    }

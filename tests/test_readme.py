@@ -118,6 +118,34 @@ def test_the_table_of_methods_is_that_of_the_registry():
     assert table == handbook.table_of_methods(), "python -m harness.handbook writes it anew"
 
 
+def test_the_table_of_introspections_is_that_of_the_registry():
+    first, last = handbook.OF_INTROSPECTIONS
+    table = METHODS_README.partition(first)[2].partition(last)[0]
+    assert table == handbook.table_of_introspections(), "python -m harness.handbook writes it anew"
+    assert table.count("\n| `") >= 6
+
+
+def test_the_introspections_of_the_page_are_valid_entries():
+    resolved = load_study(yaml.safe_load(block("yaml", "name: learnt")))
+    assert [each.label for each in resolved.introspections] == ["linear_probe", "activation_maximization"]
+
+
+def test_the_new_introspection_runs(tmp_path):
+    (tmp_path / "mine.py").write_text(block("python", "def confidence_by_class"))
+    study = {
+        "name": "sure",
+        "plugins": [str(tmp_path / "mine.py")],
+        "data": {"source": "mnist-5k", "samples": 20},
+        "models": [{"name": "untrained", "source": "mnist-cnn", "weights": "random"}],
+        "introspections": ["confidence_by_class"],
+    }
+    results = harness.run(study, tmp_path / "run", views=False)
+    assert results.failures.empty
+    assert results.table("global")["measure"].tolist() == ["confidence"]
+    (beside,) = results.artifacts("confidence_by_class")
+    assert list(beside) == ["trained", "random", "shuffled"]
+
+
 @pytest.mark.parametrize(
     ("key", "text"),
     [

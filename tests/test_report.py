@@ -337,7 +337,7 @@ def test_notes_are_counted_and_not_split():
     row = {"model": "m", "model_seed": 0, "method": "a", "one": "n/a", "two": "n/a"}
     reasons = ["one: it claims nothing; it never did; two: no", "one: no", ""]
     frame = pd.DataFrame([{**row, "reasons": each} for each in reasons])
-    told = matrix(SimpleNamespace(table=lambda name: frame, subjects={("m", 0): "m"}))
+    told = matrix(SimpleNamespace(table=lambda name: frame, subjects={("m", 0): "m"}, introspections=[]))
     assert [line.cells[-1].text for line in told.rows] == ["2 notes", "1 note", ""]
     assert told.rows[0].cells[-1].notes == ["one: it claims nothing; it never did", "two: no"]
     assert counted(0, "row") == "0 rows"

@@ -15,6 +15,7 @@ from harness.curve_figures import COLOURS
 from harness.introspection_figures import spans_magnitudes
 from harness.report.charts import DASHES, chart_of, records_of, tips
 from harness.report.maps import address_of
+from harness.text import sentence
 from harness.types import Artifact
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _caption(artifact: Artifact) -> str:
     scaled = {
         "pictures": "Black and white are the ends of the valid range of the input.",
         "maps": "Red is above zero, blue below; each map has a scale of its own.",
-        "matrix": f"{_sentence(artifact.axes[0])} Each network has a scale of its own.",
+        "matrix": f"{sentence(artifact.axes[0])} Each network has a scale of its own.",
         "curves": "",
     }[artifact.kind]
     count = len(artifact.values)
@@ -119,10 +120,6 @@ def _caption(artifact: Artifact) -> str:
 
 
 IMAGES = ("pictures", "maps")
-
-
-def _sentence(words: str) -> str:
-    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def _panels(beside: Exhibit, charts: dict[str, Mapping[str, Any]]) -> Iterator[Panel]:

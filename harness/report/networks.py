@@ -9,7 +9,7 @@ import pandas as pd
 from harness.learnt import COLUMNS
 from harness.report.parts import KINDS as WORDS
 from harness.report.parts import Cell, Row, Table, numeric
-from harness.text import cell_text
+from harness.text import cell_text, sentence
 
 if TYPE_CHECKING:
     from harness.results import Results
@@ -36,7 +36,7 @@ def asked(results: "Results") -> list[Asked]:
         known = {name: _first(cells, name) for name in ("question", "misleads")}
         lacking = cells[cells["status"] == "not_applicable"]
         reasons = dict.fromkeys(str(reason) for reason in lacking["reason"]) if len(lacking) else ()
-        found.append(Asked(label, known["question"], known["misleads"], tuple(reasons)))
+        found.append(Asked(label, known["question"], sentence(known["misleads"]), tuple(reasons)))
     return found
 
 
