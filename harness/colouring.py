@@ -13,7 +13,7 @@ DIVERGING = "RdBu_r"
 SEQUENTIAL = "Greys"
 """Of matrices that are nowhere below zero: white where they are zero, black where they are largest."""
 
-Pixels = UInt8[np.ndarray, "*shape 3"]
+Pixels = UInt8[np.ndarray, "... 3"]
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def _panels(beside: Exhibit, charts: dict[str, Mapping[str, Any]]) -> Iterator[P
 def _pictures(artifact: Artifact, network: str) -> Iterator[Picture]:
     for index, pixels in enumerate(pictures_of(artifact)[:MOST_PICTURES]):
         label = artifact.labels[index] if index < len(artifact.labels) else ""
-        words = f"{artifact.name}, {network} network: {label or index + 1}"
+        words = f"{artifact.name}, {network}: {label or index + 1}"
         if artifact.kind == "maps":
             values = artifact.values[index].double().nan_to_num()
             share = float(values.clamp(min=0).sum() / values.abs().sum().clamp(min=1e-30))
@@ -164,7 +164,7 @@ def _matrix(panel: Panel, artifact: Artifact) -> Panel:
     colours = ("blue", "white at zero", "red") if heat.signed else ("white", "black")
     numbers = (heat.low, None, heat.high) if heat.signed else (heat.low, heat.high)
     scale = ", ".join(name if at is None else f"{name} {at:.3g}" for name, at in zip(colours, numbers, strict=True))
-    words = f"{artifact.name}, {panel.network} network: {rows} rows, {columns} columns; {scale}"
+    words = f"{artifact.name}, {panel.network}: {rows} rows, {columns} columns; {scale}"
     picture = Image.fromarray(heat.pixels)
     return replace(
         panel,
