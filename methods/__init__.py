@@ -17,6 +17,7 @@ from harness.methods import (
     perturbation,
     smoothing,
     surrogates,
+    top_patches,
     training_history,
     weight_distribution,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "perturbation",
     "smoothing",
     "surrogates",
+    "top_patches",
     "training_history",
     "weight_distribution",
 ]
