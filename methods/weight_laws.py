@@ -85,8 +85,8 @@ def against_law(weights: Float[Tensor, "rows columns"], law: Law, values: int) -
         "wasserstein": float(stats.wasserstein_distance(ours, law.values)) / law.scale,
         "mean": float(weights.mean()) / law.scale,
         "deviation_ratio": float(weights.std(correction=0)) / law.scale,
-        "skewness": float(stats.skew(ours)),
-        "kurtosis": float(stats.kurtosis(ours)),
+        "skewness": float(stats.skew(ours)) if ours[0] < ours[-1] else np.nan,
+        "kurtosis": float(stats.kurtosis(ours)) if ours[0] < ours[-1] else np.nan,
     }
 
 
