@@ -161,14 +161,7 @@ def activation_maximization(
         yield _mean("random_code_gain", gains, constant)
         yield _mean("best_random_code_gain", gains.amax(0), constant)
         yield _recognition("best_random_code_recognition", source, candidates[best], target, classes, chunk)
-    yield Artifact(
-        "images",
-        "pictures",
-        found.images[0].float(),
-        labels=_names(found, data, objective, classes, start),
-        stage=found.objective.layer.name if found.objective.layer else None,
-        caption="What excites each unit most, among images that the penalties allow.",
-    )
+    yield _shown(found, _names(found, data, objective, classes, start))
 
 
 def correlation(one: Float[Tensor, "n *shape"], other: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
@@ -196,6 +189,17 @@ def _mean(measure: str, values: Float[Tensor, "..."], why: str = "") -> Score:
     if not len(known):
         return Score(measure, torch.tensor(torch.nan, dtype=torch.float64), {why: torch.tensor(True)})
     return Score(measure, known.mean())
+
+
+def _shown(found: Found, names: tuple[str, ...]) -> Artifact:
+    """The first image of each unit; a signal is a curve, and of several channels a picture with a row for each."""
+    x, layer = found.images[0].float(), found.objective.layer
+    caption = "What excites each unit most, among what the penalties allow."
+    stage = layer.name if layer else None
+    if x.ndim == 3 and x.shape[1] == 1:
+        return Artifact("images", "curves", x[:, 0], names, axes=("input", "position"), stage=stage, caption=caption)
+    pictures = x.unsqueeze(1) if x.ndim == 3 else x
+    return Artifact("images", "pictures", pictures, names, stage=stage, caption=caption)
 
 
 def _names(found: Found, data: Samples, objective: str, classes: bool, start: str) -> tuple[str, ...]:

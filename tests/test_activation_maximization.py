@@ -230,9 +230,10 @@ def test_images_excite_their_units_more_and_stay_valid(name, declared):
     scores, pictures, _ = ask(model, x, space=space, steps=30)
     assert scores["gain"] > scores["natural_gain"]
     box = Box.of(space, x)
-    assert (pictures.values >= box.low - 1e-5).all()
-    assert (pictures.values <= box.high + 1e-5).all()
-    assert pictures.values.shape == (4, *x.shape[1:])
+    shown = pictures.values if kind == "image" else pictures.values[:, 0]
+    assert (shown >= box.low - 1e-5).all()
+    assert (shown <= box.high + 1e-5).all()
+    assert shown.shape == (4, *x.shape[1:])
 
 
 @pytest.mark.parametrize("octaves", [1, 3])
@@ -301,6 +302,13 @@ def test_an_optimized_code_excites_more_than_the_best_of_random_ones(linear):
     basis = torch.linalg.svd((x - x.mean(0)).flatten(1), full_matrices=False)[2][:32]
     off = (pictures.values.double() - x.mean(0)).flatten(1)
     torch.testing.assert_close(off @ basis.T @ basis, off, atol=1e-5, rtol=0)
+
+
+def test_a_signal_of_one_channel_is_shown_as_a_curve():
+    model = Linear(normal(3, 20)).eval()
+    _, curves, _ = ask(model, uniform(10, 1, 20), space=InputSpace("signal", (0.0,), (1.0,)), **PLAIN, rate=1.0)
+    assert (curves.kind, curves.labels) == ("curves", ("0", "1", "2"))
+    torch.testing.assert_close(curves.values, (model.weight.detach() > 0).float(), atol=1e-2, rtol=0)
 
 
 def test_a_unit_that_says_the_same_of_all_samples_has_no_gain():
