@@ -14,7 +14,8 @@ from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from harness.figures import DIVERGING, DPI, limit_of, show_map
+from harness.colouring import DIVERGING, limit_of
+from harness.figures import DPI, show_map
 from harness.gallery import Gallery
 from harness.space import Kind
 from harness.store import write_atomically
@@ -32,7 +33,7 @@ SIGNAL, TABLE, BAR, MOST_BARS = (450, 135), 270, 20, 40
 MARGIN, BELOW, HEADER, LINE = 38, 34, 48, 21
 """Pixels: around everything, for the number below a panel, over a band, for a line of text."""
 
-GAPS: dict[Kind, int] = {"image": 18, "signal": 18, "table": 45}
+GAPS: dict[Kind, int] = {"image": 18, "signal": 18, "bands": 18, "table": 45}
 COLUMNS = 8
 
 TITLE, HEADING, SMALL, TINY = 11.0, 9.0, 7.5, 6.5
@@ -45,8 +46,9 @@ NAME_LETTER, TEXT_LETTER = 10, 8
 TALLEST = 2**15
 """Pixels beyond which pictures can hardly be opened."""
 
+OF_CHANNELS: dict[Kind, str] = {"bands": "The lowest frequency is at the bottom, time runs to the right."}
 CAPTION = (
-    "Channels are summed. Red is positive, blue negative, white zero. The colours of each panel end at the number "
+    "Red is positive, blue negative, white zero. The colours of each panel end at the number "
     "below it, the 99.5th percentile of its absolute values, so they compare within a panel only."
 )
 
@@ -101,7 +103,8 @@ class Layout:
     @property
     def caption(self) -> list[str]:
         """What the colours mean, in lines that fit."""
-        return textwrap.wrap(CAPTION, (self.width - 2 * MARGIN) // TEXT_LETTER)
+        said = f"{OF_CHANNELS.get(self.kind, 'Channels are summed.')} {CAPTION}"
+        return textwrap.wrap(said, (self.width - 2 * MARGIN) // TEXT_LETTER)
 
     @property
     def letters(self) -> int:
@@ -142,7 +145,7 @@ class Layout:
 
 
 def layout_of(kind: Kind, shape: tuple[int, ...], samples: int, names: Sequence[str]) -> Layout:
-    """The layout for samples of this shape, [c, *axes] or [f], and panels with these names.
+    """The layout for samples that are drawn in this shape, [c, *axes] or [f], and panels with these names.
 
     Raises:
         InputError: the picture would be too large to be opened.
@@ -242,7 +245,7 @@ def _wrapped(name: str, letters: int) -> str:
 
 
 def _draw_sample(axis: "Axes", values: Float[np.ndarray, "..."], kind: Kind) -> None:
-    if kind == "image":
+    if kind in ("image", "bands"):
         # Only one and three channels are colours.
         pixels = np.moveaxis(values, 0, -1) if len(values) == 3 else values.mean(0)
         axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
@@ -253,7 +256,7 @@ def _draw_sample(axis: "Axes", values: Float[np.ndarray, "..."], kind: Kind) -> 
 
 
 def _draw_map(axis: "Axes", values: Float[np.ndarray, "..."], sample: Float[np.ndarray, "..."], kind: Kind) -> None:
-    if kind == "image":
+    if kind in ("image", "bands"):
         show_map(axis, values, interpolation="nearest", aspect="auto")
     elif kind == "signal":
         _draw_waves(axis, sample)

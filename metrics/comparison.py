@@ -262,7 +262,9 @@ def _of_bands(
     """The same over frequency and time."""
     match measure:
         case "time_profile" | "frequency_profile":
-            yield "none", centred(profile(values, measure))
+            # A map of one channel, which is that of all frequencies, has no profile over them.
+            if measure == "time_profile" or values.shape[1] > 1:
+                yield "none", centred(profile(values, measure))
         case "spearman" | "pearson" | "cosine" | "top_k":
             yield from _prepared(measure, sign, values, maps)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from harness.data import Data, of_tensors
+from harness.data import Data, Planted, of_tensors
 from harness.data.audio import log_spectrogram
 from harness.data.planting import exchanged
 from harness.random import Draws
@@ -54,10 +54,26 @@ def planted_band(*, form: Form = "spectrogram") -> Data:
         form: a `spectrogram` is a picture; as `bands`, 129 x 61, its frequencies are channels, and masks are the
             frames of the burst, 1 x 61.
     """
-    return _recordings("planted-band", form, _recordings("planted-band/train", form, None))
+    if form == "bands":
+        return _as_bands(planted_band(form="spectrogram"))
+    return _recordings("planted-band", _recordings("planted-band/train", None))
 
 
-def _recordings(name: str, form: Form, train: Data | None) -> Data:
+def _as_bands(data: Data) -> Data:
+    """The same numbers without the axis of their one channel."""
+    planted, read_mask = data.planted, data.read_mask
+    assert read_mask is not None
+    return replace(
+        data,
+        space=InputSpace("bands", (0.0,), (1.0,)),
+        read=lambda row: data.read(row)[0],
+        read_mask=lambda row: read_mask(row).amax(1),
+        planted=planted and Planted(lambda row: planted.other_truth(row)[0], lambda row: planted.other_rest(row)[0]),
+        train=data.train and _as_bands(data.train),
+    )
+
+
+def _recordings(name: str, train: Data | None) -> Data:
     """Recordings whose classes are equally frequent, in a random order that the name fixes."""
     count, classes = COUNTS[name], len(CENTRES)
     labels = Draws.of([name], "classes").permutation(count)[0] % classes
@@ -78,14 +94,12 @@ def _recordings(name: str, form: Form, train: Data | None) -> Data:
         return box, torch.where(box, _spectrograms(rest + burst), background)
 
     box, x = with_burst(labels)
-    samples, masks, space = x, box, InputSpace("image", (0.0,), (1.0,))
-    if form == "bands":
-        samples, masks, space = x[:, 0], box.any(2), InputSpace("bands", (0.0,), (1.0,))
-    data = of_tensors("planted-band", samples, labels, space, ids=ids, train=train, masks=masks.float())
+    space = InputSpace("image", (0.0,), (1.0,))
+    data = of_tensors("planted-band", x, labels, space, ids=ids, train=train, masks=box.float())
     if train is None:
         return data
-    exchanges = with_burst(others)[1], torch.where(box, x, background.roll(1, 0))
-    return replace(data, planted=exchanged(*(each.view_as(samples) for each in exchanges)))
+    other_rest = torch.where(box, x, background.roll(1, 0))
+    return replace(data, planted=exchanged(with_burst(others)[1], other_rest))
 
 
 def _bursts(centres: Float[Tensor, " n"], onsets: Int[Tensor, " n"], draws: Draws, draw: int) -> Float[Tensor, "n t"]:
