@@ -1,7 +1,7 @@
 """Figures of introspections: each measure by layer, and what is seen, of the trained network and of others."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from harness.results import Results
 
-LOOKS = {
+LOOKS: dict[str, dict[str, Any]] = {
     network: {"color": colour, "marker": marker, "linestyle": line}
     for network, colour, marker, line in zip(NETWORKS, COLOURS, "o^s", LINES, strict=False)
 }
@@ -82,7 +82,7 @@ def _networks(axis: "Axes", points: pd.DataFrame) -> None:
         places = [names.index(stage) for stage in here["stage"]]
         if places:
             # Hollow, because the trained network may lie upon the others.
-            hollow = {} if network == TRAINED else {"markerfacecolor": "none", "markersize": 8}
+            hollow: dict[str, Any] = {} if network == TRAINED else {"markerfacecolor": "none", "markersize": 8}
             axis.plot(places, here["value"], label=network, **{"lw": 1.4, "markersize": 4, **look, **hollow})
             axis.fill_between(places, here["low"], here["high"], color=look["color"], alpha=0.15, lw=0)
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
@@ -138,7 +138,10 @@ def _curves(axis: "Axes", artifact: Artifact) -> None:
     places = np.array(artifact.columns, dtype=float) if numbers else np.arange(lines.shape[1])
     for index, line in enumerate(lines):
         label = artifact.labels[index] if artifact.labels else None
-        look = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
+        look: dict[str, Any] = {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": LINES[index // len(COLOURS) % len(LINES)],
+        }
         axis.plot(places, line, lw=1.2, marker="." if lines.shape[1] < MOST_NAMES else "", label=label, **look)
     if artifact.columns and not numbers:
         _named(axis.set_xticks, artifact.columns, len(places), rotation=45, ha="right")

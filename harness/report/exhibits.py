@@ -206,13 +206,11 @@ def _curves(artifact: Artifact, ends: tuple[float, float]) -> Mapping[str, Any]:
         scale = alt.Scale(type="log") if spans_magnitudes(artifact.columns) else alt.Scale(zero=False, nice=False)
         x = alt.X("at:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
     y = alt.Y("value:Q", title=artifact.axes[0] or None, scale=alt.Scale(domain=list(ends), zero=False))
-    ranges = {
-        "color": [COLOURS[index % len(COLOURS)] for index in range(lines)],
-        "dashes": [list(DASHES[index // len(COLOURS) % len(DASHES)]) for index in range(lines)],
-    }
+    colours = [COLOURS[index % len(COLOURS)] for index in range(lines)]
+    strokes = [list(DASHES[index // len(COLOURS) % len(DASHES)]) for index in range(lines)]
     legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=130) if lines > 1 else None
-    colour = alt.Color("line:N", sort=labels, scale=alt.Scale(domain=labels, range=ranges["color"]), legend=legend)
-    dashes = alt.StrokeDash("line:N", sort=labels, scale=alt.Scale(domain=labels, range=ranges["dashes"]))
+    colour = alt.Color("line:N", sort=labels, scale=alt.Scale(domain=labels, range=colours), legend=legend)
+    dashes = alt.StrokeDash("line:N", sort=labels, scale=alt.Scale(domain=labels, range=strokes))
     said = [*tips("line"), alt.Tooltip("at:N", title=title or "at"), *tips("value")]
     line = base.mark_line(point={"size": 18} if points <= MOST_NAMES else False)
     chart = line.encode(x=x, y=y, color=colour, strokeDash=dashes, tooltip=said)

@@ -42,8 +42,8 @@ def asked(results: "Results") -> list[Asked]:
 
 def _first(cells: pd.DataFrame, name: str) -> str:
     """What the first finished cell has recorded; runs of plugins of earlier versions have not."""
-    values = cells[name].dropna() if name in cells else ()
-    return str(values.iloc[0]) if len(values) else ""
+    values = list(cells[name].dropna()) if name in cells else []
+    return str(values[0]) if values else ""
 
 
 def network_tables(results: "Results") -> list[Table]:
