@@ -1,6 +1,7 @@
 """Receptive fields: which part of the input a position of a layer can depend on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -28,8 +29,7 @@ def receptive_fields(
         The first and the last index along each axis, for each position in the order of a flattened output.
     """
     found: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
-    # Other algorithms for convolutions mix what lies in one tile of the input, and a NaN with it.
-    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), torch.backends.cudnn.flags(enabled=False):
+    with _plain_convolutions():
         for axis in range(2, x.ndim):
             size = x.shape[axis]
             probes = x[:1].repeat(size, *(1,) * (x.ndim - 1))
@@ -40,6 +40,17 @@ def receptive_fields(
                 lines = reached[layer.name]
                 boxes.append(torch.stack([lines.argmax(0), size - 1 - lines.flip(0).argmax(0)], 1))
     return {layer: torch.stack(boxes, 1) for layer, boxes in found.items()}
+
+
+@contextmanager
+def _plain_convolutions() -> Iterator[None]:
+    """Convolutions as sums over their own window: fast ones transform whole tiles, and a NaN fills its tile."""
+    with (
+        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+        torch.backends.nnpack.flags(enabled=False),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        yield
 
 
 def _is_reached(output: Float[Tensor, "n k *axes"]) -> Float[Tensor, "n positions"]:

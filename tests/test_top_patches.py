@@ -111,6 +111,19 @@ def test_receptive_fields_do_not_depend_on_weights_and_end_at_the_input():
     assert torch.equal(boxes, torch.tensor([[0, 8], [0, 7]]).expand_as(boxes))
 
 
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_receptive_fields_are_exact_in_single_precision(kernel):
+    """Fast algorithms for convolutions spread a NaN over their tiles, so that fields come out much too large."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, kernel, padding=kernel // 2), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 400, 2)
+    )
+    x = torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    (boxes,) = receptive_fields(model, x, layers_of(model, x, ["1"]), 64).values()
+    at = torch.cartesian_prod(torch.arange(20), torch.arange(20))
+    expected = torch.stack([at - kernel // 2, at + kernel // 2], 2).clamp(0, 19)
+    assert torch.equal(boxes, expected)
+
+
 class Hiding(nn.Module):
     def forward(self, x):
         return x.nan_to_num()
@@ -356,9 +369,9 @@ def test_agreement_of_what_is_refused():
 def test_digits_excite_units_of_the_trained_network_by_class_and_random_projections_resemble_its_own(tmp_path):
     study = {
         "name": "digits",
-        "data": {"source": "mnist-5k", "samples": 500},
+        "data": {"source": "mnist-5k", "samples": 400},
         "models": ["mnist-cnn"],
-        "introspections": [{"introspection": "top_patches", "units": 4}],
+        "introspections": [{"introspection": "top_patches", "units": 4, "layers": ["fc1"]}],
         "metrics": [{"metric": "network_randomization", "stages": 1}],
     }
     results = harness.run(study, tmp_path / "run", device="cpu", views=False)
@@ -372,8 +385,7 @@ def test_digits_excite_units_of_the_trained_network_by_class_and_random_projecti
     random = whole[whole["role"] == "floor_random"].groupby(["mode", "measure"])["value"].mean()
     trained = whole[whole["role"] == "test"].set_index("measure")["value"]
     assert trained["projection_similarity"] == pytest.approx(1)
-    assert trained["label_entropy"] < 1.3 < random["full", "label_entropy"]
-    assert 0.2 < random["full", "projection_similarity"] < 0.5
+    assert trained["label_entropy"] < 1.2 < random["full", "label_entropy"]
+    assert 0.3 < random["full", "projection_similarity"] < 0.6
     # In the trained network itself another unit projects much the same from the same place.
-    hidden = rows[(rows["stage"] == "fc1") & (rows["role"] == "test") & rows["measure"].eq("unit_similarity")]
-    assert hidden["value"].iloc[0] > 0.6
+    assert trained["unit_similarity"] > 0.6
