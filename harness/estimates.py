@@ -92,7 +92,8 @@ def estimates_of(
         if of_maps:
             found |= _of_model(of_maps, speed, tell)
         # An introspection looks at all samples at once, and two are too few for most.
-        asked = [task.cell for group in members if group not in of_maps for task in group.tasks]
+        of_networks = [group for group in members if isinstance(group.explainer.method, Introspection)]
+        asked = [task.cell for group in of_networks for task in group.tasks]
         found |= dict.fromkeys(asked, Estimate(nan, nan, nan))
     progress("estimate", 1.0, "")
     return _as_experienced(found, store), speeds

@@ -284,7 +284,9 @@ def run(tmp_path_factory):
         "introspections": ["shown_in_report"],
         "controls": True,
     }
-    return harness.run(study, tmp_path_factory.mktemp("both"), save_maps=True)
+    run = harness.run(study, tmp_path_factory.mktemp("both"), save_maps=True)
+    assert run.failures.empty
+    return run
 
 
 def test_a_run_with_methods_and_introspections_has_both(run):
