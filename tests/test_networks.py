@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness.networks import CNN, MLP, CifarResNet, SpectrogramCNN, VisionTransformer, WaveformCNN
+from harness.networks import CNN, MLP, CifarResNet, SpectrogramCNN, SpeechCNN, VisionTransformer, WaveformCNN
 from harness.networks.resnet import ResidualBlock
 from harness.networks.vit import Attention
 
@@ -31,6 +31,8 @@ NETWORKS = {
     "waveform, short": (WaveformCNN, (1, 3001)),
     "spectrogram": (SpectrogramCNN, (1, 129, 61)),
     "spectrogram, other shape": (SpectrogramCNN, (1, 65, 30)),
+    "speech": (SpeechCNN, (129, 61)),
+    "speech, other shape": (SpeechCNN, (20, 3)),
 }
 """What it covers -> (constructor, shape of one input)."""
 

@@ -278,8 +278,8 @@ def test_harness_show_draws_them_as_pictures():
 
 # --- a network over time ---------------------------------------------------------------------------------------------
 
-FRAMES_SEEN = 6
-"""How far one output of the convolutions looks to either side: three times two frames."""
+NEAR = 10
+"""How many frames from an end the network can tell it: an output sees 6 to either side, and 4 outputs see the end."""
 
 
 def lively(frequencies=9, classes=3, padding_mode="zeros"):
@@ -311,27 +311,27 @@ def test_without_borders_maps_move_with_the_sound(method):
 
 
 @pytest.mark.parametrize("method", METHODS_THAT_MOVE)
-def test_between_borders_that_are_silent_maps_move_as_far_as_no_convolution_sees_the_end(method):
-    """Zero padding: where the sound and both its places are at least 6 frames from the ends, the logits stay.
+def test_in_silence_maps_move_with_the_sound_as_long_as_it_stays_off_the_ends(method):
+    """Zero padding: the logits stay where the sound and both its places are `NEAR` frames from either end.
 
-    A map moves with it at frames from which no rectifier that they reach sees an end: 6 frames on, and 6 frames more.
+    So do maps, at all frames that are as far from them themselves; nearer, what is silent shows where the end is.
     """
     model, x = lively(), torch.zeros(4, 9, 40, dtype=torch.float64)
-    x[:, :, 14:20] = normal(4, 9, 6)
-    target = torch.tensor([0, 1, 2, 0])
-    by, reach = 5, 2 * FRAMES_SEEN
+    x[:, :, NEAR : NEAR + 6] = normal(4, 9, 6)
+    target, by = torch.tensor([0, 1, 2, 0]), 40 - 2 * NEAR - 6
     moved = x.roll(by, 2)
     torch.testing.assert_close(model(moved), model(x), rtol=0, atol=1e-12)
+    assert not torch.allclose(model(x.roll(-1, 2)), model(x), rtol=0, atol=1e-6)
     maps, other = (harness.explain(model, each, target, method=method) for each in (x, moved))
-    inside = slice(reach, 40 - reach - by)
-    torch.testing.assert_close(other[:, :, reach + by : 40 - reach], maps[:, :, inside], rtol=0, atol=1e-12)
-    if method == "gradient":  # what is silent is seen too, and the ends stay where they are
-        assert not torch.allclose(other[:, :, by:reach], maps[:, :, : reach - by], rtol=0, atol=1e-6)
+    expected = maps[:, :, NEAR : 40 - NEAR - by]
+    torch.testing.assert_close(other[:, :, NEAR + by : 40 - NEAR], expected, rtol=0, atol=1e-12)
+    if method == "gradient":
+        assert not torch.allclose(other[:, :, by : NEAR + by], maps[:, :, :NEAR], rtol=0, atol=1e-6)
 
 
 def test_any_number_of_frames_will_do():
     model = lively()
-    for frames in (3, 40, 100):
+    for frames in (1, 40, 100):
         assert model(normal(2, 9, frames)).shape == (2, 3)
 
 
@@ -344,7 +344,7 @@ def trained():
     x, y = data.train.batch(range(400)), data.train.labels[:400]
     Recipe(3, 3, 20, 3e-3, 0.1).fit(model, x, y, Lesson("speech", 0), lambda *_: None)
     held_out, labels = data.batch(range(16)), data.labels[:16]
-    assert accuracy(model, held_out, labels) == 1
+    assert accuracy(model, held_out, labels) > 0.9
     return model, held_out, data.space
 
 

@@ -8,9 +8,10 @@ class SpeechCNN(nn.Module):
     """1-D convolutions along the frames of a spectrogram [frequencies, frames], a mean over them, two linear layers.
 
     As networks for speech do it: the first layer mixes all frequencies, so that they have an order and no locality, and
-    only time is an axis that it moves along. Without stride and pooling in front of the mean, a circular shift in time
-    of what lies at least 6 frames from either end (each convolution sees 2 of them before and 2 after) leaves the
-    logits as they are. It takes any number of frames.
+    only time is an axis that it moves along. There is neither stride nor pooling in front of the mean, so that a sound
+    in silence (zero), 10 frames or more from either end, has the same logits wherever it is: an output of the
+    convolutions sees 6 frames to either side, and 4 of them at each end see that the zeros around it are padding. It
+    takes any number of frames.
 
     Args:
         shape: [frequencies, frames] of one input.
