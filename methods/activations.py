@@ -94,7 +94,8 @@ def watching(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, Te
 
     def note(layer: Layer) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            outputs[layer.name] = layer.arranged(output)
+            # A clone, because what comes next in the network may write into it.
+            outputs[layer.name] = layer.arranged(output).clone()
 
         return hook
 
@@ -127,6 +128,5 @@ def activations(
         for part in x.split(chunk):
             model(part.clone())
             for name, output in outputs.items():
-                # A clone, because what comes next in the network may write into it.
-                parts[name].append(of(output).detach().clone())
+                parts[name].append(of(output).detach())
     return {name: torch.cat(part) for name, part in parts.items()}
