@@ -163,7 +163,8 @@ def spans_magnitudes(columns: Sequence[str] | Sequence[float]) -> bool:
 def mosaic(pictures: Pixels) -> Pixels:
     """Pictures [k, h, w, 3] as one, row by row, with grey between them."""
     count, height, width, _ = pictures.shape
-    columns = int(np.ceil(np.sqrt(count)))
+    # About as wide as high: of strips one in a row.
+    columns = min(count, max(1, int(np.ceil(np.sqrt(count * height / width)))))
     rows, gap = -(-count // columns), max(1, height // 20)
     whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 200, np.uint8)
     for index, each in enumerate(pictures):

@@ -191,6 +191,18 @@ def test_a_report_stays_small(monkeypatch):
     assert f"{fewer.left_out} exhibits had no room in this file" in page(run)
 
 
+def test_strips_have_a_line_of_their_own_and_keep_their_shape():
+    strips = Artifact("strips", "pictures", torch.randint(0, 256, (2, 1, 30, 300), dtype=torch.uint8), ("a", "b"))
+    large = Artifact("large", "pictures", torch.randint(0, 256, (1, 3, 448, 224), dtype=torch.uint8))
+    strip, picture = (shown.panels[0] for shown in exhibits_of(made([strips, large])).shown)
+    assert (strip.wide, picture.wide) == (True, False)
+    sizes = [
+        Image.open(io.BytesIO(base64.b64decode(panel.pictures[0].address.partition(",")[2]))).size
+        for panel in (strip, picture)
+    ]
+    assert sizes == [(300, 30), (112, 224)]
+
+
 def test_pictures_are_kept_within_the_valid_range():
     space = InputSpace("image", mean=(0.5,), std=(0.25,))
     given = Artifact("seen", "pictures", torch.tensor([[[[-2.0, 0.0, 2.0, 9.0, torch.nan]]]]))
@@ -250,8 +262,9 @@ def test_a_contact_sheet_has_a_row_for_each_artifact_and_one_scale_for_curves():
     assert not spans_magnitudes((0.0, 1000.0))
     assert not spans_magnitudes(("a",))
     tiles = mosaic(np.zeros((5, 4, 6, 3), np.uint8))
-    assert tiles.shape == (2 * 4 + 1, 3 * 6 + 2, 3)
+    assert tiles.shape == (3 * 4 + 2, 2 * 6 + 1, 3)
     assert (tiles[4] == 200).all()
+    assert mosaic(np.zeros((3, 5, 50, 3), np.uint8)).shape == (3 * 5 + 2, 50, 3)
 
 
 def test_a_figure_without_layers_shows_the_randomization():

@@ -4,10 +4,12 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from test_report_global import every_kind, made
 
+from harness import Artifact
 from harness.report.writing import write_report
 
 WIDTHS = {"light": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
@@ -27,7 +29,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return write_report(made(every_kind(), methods=True), tmp_path_factory.mktemp("report") / "report.html")
+    strips = Artifact("strips", "pictures", torch.randint(0, 256, (2, 1, 28, 900), dtype=torch.uint8), ("a", "b"))
+    return write_report(made([*every_kind(), strips], methods=True), tmp_path_factory.mktemp("report") / "report.html")
 
 
 @contextmanager
@@ -61,7 +64,7 @@ def test_axe_finds_no_serious_violation_and_all_is_drawn(browser, report, how):
 def test_it_fits_a_phone(browser, report):
     with opened(browser, report, "phone") as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        beside = page.evaluate("""[...document.querySelectorAll('.of-pictures .network')]
+        beside = page.evaluate("""[...document.querySelectorAll('.of-maps .network')]
             .map(network => network.getBoundingClientRect().top)""")
         assert len(beside) == 3
         assert len(set(beside)) == 1

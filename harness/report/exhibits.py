@@ -27,8 +27,11 @@ MOST_PICTURES = 24
 MOST_BYTES = 4_000_000
 """Of all pictures of a report; exhibits that come later are named only."""
 
-SIDE, MOST_NAMES, HEIGHT = 112, 40, 170
-"""Pixels of a picture that is not small; rows or columns whose names are shown; the height of a chart of curves."""
+SIDE, LONGEST, SMALL, WIDE = 112, 512, 128**2, 2.0
+"""Pixels of the shorter and the longer side of a picture, and of one that is exact; width by height of a strip."""
+
+MOST_NAMES, HEIGHT = 40, 170
+"""Rows or columns whose names are shown; the height of a chart of curves."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Panel:
         rows: names of the rows of a matrix; empty where they have none, or too many.
         columns: likewise.
         height: of the picture of a matrix, in lines of text.
+        wide: whether pictures are strips, of which each has a line of its own.
         scale: which numbers the colours of a matrix are.
         chart: the key of a chart of curves.
     """
@@ -61,6 +65,7 @@ class Panel:
     rows: Sequence[str] = ()
     columns: Sequence[str] = ()
     height: int = 0
+    wide: bool = False
     scale: str = ""
     chart: str = ""
 
@@ -134,7 +139,9 @@ def _panels(beside: Exhibit, charts: dict[str, Mapping[str, Any]]) -> Iterator[P
         elif artifact.kind == "matrix":
             yield _matrix(panel, artifact)
         else:
-            yield replace(panel, pictures=list(_pictures(artifact, NETWORKS[network])))
+            height, width = artifact.values.shape[-2:]
+            pictures = list(_pictures(artifact, NETWORKS[network]))
+            yield replace(panel, pictures=pictures, wide=width > WIDE * height)
 
 
 def _pictures(artifact: Artifact, network: str) -> Iterator[Picture]:
@@ -153,9 +160,11 @@ def image_of(pixels: Pixels) -> str:
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if (pixels == pixels[..., :1]).all():
         picture = picture.convert("L")
-    small = max(picture.size) <= 64
-    picture.thumbnail((SIDE, SIDE))
-    return address_of(picture, "png" if small else "webp")
+    if picture.width * picture.height <= SMALL:
+        return address_of(picture, "png")
+    factor = min(1.0, SIDE / min(picture.size), LONGEST / max(picture.size))
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return address_of(picture.resize(size, Image.Resampling.LANCZOS), "webp")
 
 
 def _matrix(panel: Panel, artifact: Artifact) -> Panel:
