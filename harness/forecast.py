@@ -92,7 +92,8 @@ class Forecast:
                 "beyond that where some are done",
             ]
         if unknown:
-            lines.append(f"not in these numbers: {unknown} cells that train networks, or could not be tried")
+            kinds = "train networks, look into them, or could not be tried"
+            lines.append(f"not in these numbers: {unknown} cells that {kinds}")
         return lines
 
 

@@ -36,7 +36,7 @@ def learnt(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
             nulls = {mode: _draws(where(here, role="floor_random", mode=mode)) for mode in KINDS}
             again = _first(where(here, role="ceiling_rerun"))
             told = {mode: against(trained, null, lower=side == "lower") for mode, null in nulls.items()}
-            verdict, reason = _judged(side, trained, again, told, nulls, _reason(here), thresholds)
+            verdict, reason = _judged(side, trained, again, told, _reason(here), thresholds)
             yield {
                 **stack.labels,
                 "test": TEST,
@@ -80,7 +80,6 @@ def _judged(
     trained: float,
     again: float,
     told: dict[str, Against],
-    nulls: dict[str, np.ndarray],
     why: str,
     thresholds: Thresholds,
 ) -> tuple[Verdict, str]:
@@ -91,7 +90,7 @@ def _judged(
     if few < thresholds.draws:
         return "INCONCLUSIVE", f"{few} networks of a kind are too few: at least {thresholds.draws}"
     if side == "alike":
-        return _by_likeness({mode: mean_of(null) for mode, null in nulls.items()}, thresholds)
+        return _by_likeness({mode: each.mean for mode, each in told.items()}, thresholds)
     apart, alike = ([KINDS[mode] for mode, each in told.items() if getattr(each, what)] for what in ("apart", "alike"))
     if alike:
         return "FAIL", f"nothing tells it from {' and '.join(alike)}"

@@ -1,7 +1,7 @@
 """Which arithmetic stands for single precision on a GPU: its own, or the faster TF32 with a mantissa of ten bits."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,14 +21,20 @@ def computing_in(precision: Precision) -> Iterator[None]:
     """
     check_precision(precision)
     cudnn: Any = torch.backends.cudnn  # whose stubs lack what it has
-    before = torch.get_float32_matmul_precision(), cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    matmul = torch.get_float32_matmul_precision()
+    apart, together = (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision), None
+    with suppress(RuntimeError):  # somebody has set convolutions and recurrent layers apart
+        together = cudnn.allow_tf32
     set_precision(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        # One by one, because somebody may have set them apart.
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before[1:]
+        torch.set_float32_matmul_precision(matmul)
+        # By the setting that they have in common, if they had: after others, torch refuses to tell it.
+        if together is None:
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = apart
+        else:
+            cudnn.allow_tf32 = together
 
 
 def set_precision(precision: Precision) -> None:

@@ -28,7 +28,7 @@ SHOWN = 64
     needs=("labels",),
     question="Do samples of one class drive each layer alike, and unlike those of other classes?",
     misleads="classes that look different cluster in random networks too, and any good classifier clusters them in its "
-    "logits; the permutation p says that the labels matter, not that anything was learnt",
+    "logits; the permutation p says that the labels matter, not that anything was learnt.",
 )
 def activation_profile(
     model: nn.Module,

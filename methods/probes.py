@@ -56,7 +56,7 @@ def on_a_grid(output: Float[Tensor, "n k *axes"], most: int) -> Float[Tensor, "n
     return POOLS[len(axes)](output, axes).flatten(1) if axes else output
 
 
-def quarters_of(y: Int[np.ndarray, " n"], seed: int) -> list[Int[np.ndarray, " quarter"]]:
+def quarters_of(y: Int[np.ndarray, " n"], seed: int) -> list[Int[np.ndarray, " _"]]:
     """Rows of samples: four random quarters of each class."""
     folds = StratifiedKFold(4, shuffle=True, random_state=seed_of(seed, "quarters") % 2**32)
     return [quarter for _, quarter in folds.split(y, y)]
@@ -83,7 +83,7 @@ def control_labels(
 def probe(
     features: Float[np.ndarray, "n features"],
     y: Int[np.ndarray, " n"],
-    quarters: Sequence[Int[np.ndarray, " quarter"]],
+    quarters: Sequence[Int[np.ndarray, " _"]],
     strengths: Sequence[float],
 ) -> Probe:
     """Probes that are fitted on either half of the samples.

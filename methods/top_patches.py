@@ -46,7 +46,7 @@ Patches = Annotated[int, Field(ge=2)]
     uses=("retrained",),
     question="What excites units most, has it something in common, and does a projection show what that is?",
     misleads="the patches of a random unit have something in common, too; a projection can look like an object because "
-    "it recovers the input, whatever the unit has learnt",
+    "it recovers the input, whatever the unit has learnt.",
 )
 def top_patches(
     model: nn.Module,

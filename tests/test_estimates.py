@@ -117,7 +117,7 @@ def test_what_cannot_be_tried_is_unknown_and_says_so(study, tmp_path):
     study |= {"methods": ["gradient", "broken"], "plugins": ["plugin.py"], "controls": False}
     found = forecast(ready(study, tmp_path / "run"), silent)
     assert set(found.cells[found.cells["seconds"].isna()]["method"]) == {"broken"}
-    assert "not in these numbers: 6 cells that train networks, or could not be tried" in found.lines
+    assert "not in these numbers: 6 cells that train networks, look into them, or could not be tried" in found.lines
     assert found.by("method").set_index("method")["unknown"].to_dict() == {"gradient": 0, "broken": 6}
 
 

@@ -12,6 +12,7 @@ from harness import INTROSPECTIONS, Artifact, InputError, Results, Samples, Scor
 from harness.artifacts import artifacts_of
 from harness.case import Case, Explainer
 from harness.digests import digest
+from harness.forecast import forecast
 from harness.introspecting import introspect
 from harness.models.loaded import LoadedModel
 from harness.preparation import prepare
@@ -147,6 +148,17 @@ def test_an_introspection_sees_all_samples_at_once_and_methods_see_blocks(weight
     glance = results.table("glance").set_index("method")
     assert glance.loc["weight_sum", "introspection"] == "not ranked"
     assert pd.isna(glance.loc["weight_sum", "completeness"])
+
+
+def test_the_cost_of_what_asks_networks_is_not_known_beforehand_and_that_of_maps_is(weight_sum, tmp_path):
+    study = {**STUDY, "methods": ["gradient"], "metrics": ["sparseness"], "controls": False}
+    found = forecast(groups_of(study, tmp_path), silent)
+    cost = found.by("method").set_index("method")
+    assert cost.loc["weight_sum", "unknown"] == 1
+    assert cost.loc["gradient", "forward"] > 0
+    assert "not in these numbers: 1 cells" in found.lines[-1]
+    alone = forecast(groups_of(STUDY, tmp_path / "alone"), silent)
+    assert alone.models["model"].tolist() == ["mlp"]
 
 
 def test_a_trace_is_found_and_a_failure_stays_alone(tmp_path):

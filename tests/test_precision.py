@@ -16,10 +16,10 @@ def state():
 
 @pytest.fixture
 def as_torch_starts():
-    before = state()
+    matmul, together = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     yield
-    torch.set_float32_matmul_precision(before[0])
-    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before[1:]
+    torch.set_float32_matmul_precision(matmul)
+    cudnn.allow_tf32 = together
 
 
 def test_torch_starts_with_less_for_convolutions_and_we_do_not(as_torch_starts):
@@ -57,3 +57,11 @@ def test_it_is_part_of_the_key_and_recorded():
 def test_an_unknown_one_is_an_input_error(monkeypatch):
     with pytest.raises(harness.InputError, match="--precision is float32 or tf32, got 'half'"):
         computing_in.__wrapped__.__wrapped__("half").__next__()
+
+
+def test_the_setting_of_all_can_be_read_afterwards(as_torch_starts):
+    for together in (True, False):
+        cudnn.allow_tf32 = together
+        with computing_in("float32"):
+            assert not cudnn.allow_tf32
+        assert cudnn.allow_tf32 == together

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-
 DRAWS = 10
 """Fewer networks that have learnt nothing leave it open whether the trained one differs."""
 
