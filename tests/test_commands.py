@@ -51,6 +51,12 @@ ELSEWHERE = {
         "test_truth.py::test_a_study_of_all_planted_tasks_is_there",
         "test_planted.py::test_a_network_learns_it_uses_the_truth_and_hardly_the_rest",
     ],
+    "harness run introspection": [
+        "test_introspections.py::test_the_built_in_study_asks_all_that_there_are",
+        "test_activation_maximization.py::test_digits_exceed_every_natural_one_and_another_network_reads_them_only_if_"
+        "something_was_learnt",
+        "test_report_global.py::test_a_run_with_methods_and_introspections_has_both",
+    ],
     "harness run fills.yaml --engine ray": [
         "test_cluster.py::test_the_command_line_starts_a_cluster_of_its_own_and_an_interrupt_ends_it"
     ],

@@ -161,6 +161,14 @@ def test_the_cost_of_what_asks_networks_is_not_known_beforehand_and_that_of_maps
     assert alone.models["model"].tolist() == ["mlp"]
 
 
+def test_the_built_in_study_asks_all_that_there_are(tmp_path):
+    resolved = load_study("introspection")
+    assert sorted(chosen.entry.name for chosen in resolved.introspections) == NAMES
+    assert [metric.label for metric in resolved.metrics] == ["network_randomization", "introspection"]
+    options = resolved.metrics[0].options
+    assert min(options["reinitialized"], options["shuffled"]) >= 10
+
+
 def test_a_trace_is_found_and_a_failure_stays_alone(tmp_path):
     @introspection(compares={"zero": "higher"})
     def leaves_a_trace(model, space, data):
