@@ -24,11 +24,14 @@ Exhibit = Mapping[Network, Artifact]
 def as_shown(artifact: Artifact, space: InputSpace) -> Artifact:
     """An artifact as it is kept: pictures as bytes, 0 at the low end of the valid range and 255 at its high end.
 
-    Where no range is declared, that of each picture serves. All other kinds stay as they are.
+    Where no range is declared, that of each picture serves. Frequencies that are channels rise from the bottom to the
+    top.
 
     Raises:
         InputError: the pictures cannot be inputs of the model.
     """
+    if space.kind == "bands" and artifact.kind in ("pictures", "maps"):
+        artifact = replace(artifact, values=artifact.values.flip(-2))
     if artifact.kind != "pictures":
         return artifact
     space = space if space.kind == "image" else InputSpace("image")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.cluster.hierarchy import linkage
+from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -70,8 +70,8 @@ def activation_profile(
         Of each layer, and as the mean over layers of the network: `silhouette`, in [-1, 1], of the samples by the
         Euclidean distance of their units; `group_p`, $(1 + \#\{s_r \ge s\}) / (R + 1)$ of that silhouette s against
         those of R permutations of the labels; `reliability`, the Pearson correlation between the profiles of two random
-        halves of each group, beyond whose square root nothing can predict profiles. Of each layer the profiles, their
-        Pearson correlations, and the average linkage of their Euclidean distances.
+        halves of each group, beyond whose square root nothing can predict profiles. Of each layer the profiles, and
+        their Pearson correlations in the order of an average linkage by Euclidean distances.
 
     Raises:
         NotApplicableError: fewer than two classes have two samples; a window and no frames; an alignment and no window.
@@ -207,15 +207,16 @@ def _scores(silhouettes: Float[Tensor, " p"], correlation: Float[Tensor, ""], **
 
 
 def _artifacts(profile: Float[Tensor, "g k *w"], layer: Layer, names: Sequence[str]) -> Iterator[Artifact]:
-    """The profiles of a layer, how alike they are, and how they cluster."""
+    """The profiles of a layer, and how alike they are, in the order of a clustering."""
     labels, flat = tuple(names), profile.flatten(1)
-    alike = torch.corrcoef(flat).float()
+    order = leaves_list(linkage(flat.cpu().numpy(), "average", optimal_ordering=True)).tolist()
+    alike = torch.corrcoef(flat)[order][:, order].float()
+    clustered = tuple(names[index] for index in order)
     axes = ("correlation of profiles", "class")
-    yield Artifact("similarity", "matrix", alike, labels, labels, axes, stage=layer.name)
-    joined = torch.from_numpy(linkage(flat.cpu().numpy(), "average")).float()
-    caption = "Each row joins two clusters into one with the next number; the first are the classes in their order."
-    columns = ("one", "other", "distance", "classes")
-    yield Artifact("clustering", "matrix", joined, columns=columns, stage=layer.name, caption=caption)
+    caption = (
+        "Classes are in the order of an average linkage of their profiles: those that are joined first are neighbours."
+    )
+    yield Artifact("similarity", "matrix", alike, clustered, clustered, axes, layer.name, caption)
     if profile.ndim > 2:
         over_time, axes = profile.square().mean(1).sqrt().float(), ("root mean square over units", "frame of the layer")
         yield Artifact("profiles", "curves", over_time, labels, axes=axes, stage=layer.name)

@@ -213,6 +213,10 @@ def test_pictures_are_kept_within_the_valid_range():
     assert undeclared.values.flatten().tolist() == [0, 128, 255]
     curve = Artifact("c", "curves", torch.tensor([[9.0]]))
     assert as_shown(curve, space) is curve
+    # Low frequencies are at the bottom.
+    rising = Artifact("seen", "maps", torch.tensor([[[[1.0], [2.0]]]]))
+    assert as_shown(rising, InputSpace("bands")).values.flatten().tolist() == [2.0, 1.0]
+    assert as_shown(rising, InputSpace("image")).values.flatten().tolist() == [1.0, 2.0]
     with pytest.raises(InputError, match="axes"):
         as_shown(Artifact("seen", "pictures", torch.zeros(3, 4)), space)
 
