@@ -18,15 +18,20 @@ COLUMNS = {"full": "reinitialized", "shuffled": "shuffled"}
 
 TEST = "network_randomization"
 
+WRONG_SIDE = "it is on the wrong side of"
+"""How the reason of a FAIL begins where a difference is clear and not the one that training is to make."""
+
 
 def learnt(stack: Stack, thresholds: Thresholds = DEFAULT) -> Iterator[Row]:
     """One row for each introspection, measure and layer: the trained network, the others, effects, p, the verdict.
 
     A measure without a layer is of the whole network. The verdict is PASS where the trained network stands apart from
     re-initialized ones and from ones with shuffled weights: beyond each of them, and by more than two of their standard
-    deviations; FAIL where nothing tells it from one of the two. A network that has learnt nothing passes in at most
-    one of K + 1 cases, for K draws of each kind. A measure that is `alike` passes below the threshold for PASS of the
-    similarity, and fails above that for FAIL.
+    deviations; FAIL where nothing tells it from one of the two, or it is on the wrong side of one. A network that is
+    one more of the re-initialized ones passes in at most one of K + 1 cases, for K draws of each kind.
+
+    A measure that is `alike` passes below the threshold for PASS of the similarity, and fails above that for FAIL. Such
+    a PASS says that what is shown depends on the weights: that of an untrained network does so, too.
     """
     for measure, side in (stack.info.get("compares") or {}).items() if _tested(stack) else ():
         found = [each for each in where(stack.scalars, measure=measure) if each.labels["mode"] != "top_down"]
@@ -91,9 +96,14 @@ def _judged(
         return "INCONCLUSIVE", f"{few} networks of a kind are too few: at least {thresholds.draws}"
     if side == "alike":
         return _by_likeness({mode: each.mean for mode, each in told.items()}, thresholds)
-    apart, alike = ([KINDS[mode] for mode, each in told.items() if getattr(each, what)] for what in ("apart", "alike"))
+    apart, opposite, alike = (
+        [KINDS[mode] for mode, each in told.items() if getattr(each, what)] for what in ("apart", "opposite", "alike")
+    )
+    alike = [kind for kind in alike if kind not in opposite]
     if alike:
         return "FAIL", f"nothing tells it from {' and '.join(alike)}"
+    if opposite:
+        return "FAIL", f"{WRONG_SIDE} {' and '.join(opposite)}"
     if len(apart) < len(told):
         return "INCONCLUSIVE", f"not clearly apart from {' and '.join(k for k in KINDS.values() if k not in apart)}"
     gap = min(abs(trained - each.mean) for each in told.values())

@@ -104,7 +104,7 @@ def introspection(
     """Register a generator `f(model, space, data, *, <options>) -> Iterator[Score | Artifact]` under its own name.
 
     `space` is what the numbers in `data.x` mean, and `data` are the samples of the study
-    (`harness.introspection.Samples`). The harness fills in those of these options that it has: `seed` of its random
+    (`harness.introspecting.Samples`). The harness fills in those of these options that it has: `seed` of its random
     numbers, the same for every network that it is asked about; `source` (`harness.case.Source`); `chunk`, how many
     samples go through a network at once; `reference`, the trained network, whichever `model` is. See `Introspection`
     for the claims.

@@ -74,9 +74,10 @@ class Score:
         normalization: what was done to the maps before comparing them.
         role: see `Role`.
         mode: see `Mode`.
-        stage: the block down to which the network was randomized, `trained` or `all`.
-        stage_index: its position, 0 for the trained network.
-        step: the fraction removed.
+        stage: the block down to which the network was randomized, `trained` or `all`; of an introspection the layer, or
+            class, that the number is about.
+        stage_index: its position; of randomized blocks 0 for the trained network.
+        step: the fraction removed, or that of the training which is done.
         draw: the realisation of randomness.
     """
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from harness.glance import GROUP
-from harness.learnt import KINDS, TEST
+from harness.learnt import KINDS, TEST, WRONG_SIDE
 from harness.marks import DESCRIBES, FAILED, PASSED
 from harness.series import where
 from harness.statistics import share_interval
@@ -116,8 +116,8 @@ def statements(results: "Results") -> dict[str, list[str]]:
         whole = whole.assign(method=whole["method"] + " (" + whole["measure"] + ")")
         hold(LEARNT, whole[whole["verdict"] == "PASS"])
         alike = whole[whole["verdict"] == "FAIL"]
-        for kinds, some in alike.groupby(alike["reason"].map(_kinds), sort=False):
-            failed.append(_names(subjects, f"it shows the same of {kinds}", some))
+        for said, some in alike.groupby(alike["reason"].map(_same), sort=False):
+            failed.append(_names(subjects, str(said), some))
         for word in ("INVALID", "INCONCLUSIVE"):
             for reason, some in whole[whole["verdict"] == word].groupby("reason", sort=False):
                 look.append(_names(subjects, f"{word.lower()} by {TEST}, {reason}", some))
@@ -196,9 +196,10 @@ def problems(results: "Results") -> list[str]:
     return found
 
 
-def _kinds(reason: str) -> str:
-    """Which networks that have learnt nothing a reason names."""
-    return " and ".join(kind for kind in KINDS.values() if kind in reason)
+def _same(reason: str) -> str:
+    """What the reason of a FAIL says of networks that have learnt nothing, without numbers."""
+    kinds = " and ".join(kind for kind in KINDS.values() if kind in reason)
+    return f"{WRONG_SIDE if reason.startswith(WRONG_SIDE) else 'it shows the same of'} {kinds}"
 
 
 def _view(judged: pd.DataFrame, sign: str) -> pd.DataFrame:

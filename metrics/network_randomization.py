@@ -37,7 +37,8 @@ def introspection(case: Case) -> Iterator[Score | Artifact]:
     headline="",
     cite="adebayo2018sanity",
     question="Would the introspection say the same of a network that has learnt nothing?",
-    misleads="A PASS says that something learnt is seen, not that the network uses what is seen.",
+    misleads="A PASS says that something learnt is seen, not that the network uses what is seen; of a measure of "
+    "likeness, only that what is seen depends on the weights, learnt or not.",
 )
 def network_randomization(
     case: Case, *, reinitialized: Draws = 10, shuffled: Draws = 10, stages: NonNegative = 4, draws: Count = 1

@@ -89,13 +89,27 @@ def test_beyond_every_other_network_passes():
 
 
 def test_what_random_networks_have_too_fails_and_the_reason_says_which():
-    for trained in (0.1, 0.02):  # like the others, and on the wrong side of them
+    for trained in (0.1, 0.075):  # like the others, and below them by less than their spread
         said, reason = verdict(networks(trained, NULL, NULL))
         assert said == "FAIL"
         assert reason == "nothing tells it from re-initialized networks and networks with shuffled weights"
     assert verdict(networks(24.0, NULL, SAME)) == ("FAIL", "nothing tells it from networks with shuffled weights")
     assert verdict(networks(24.0, SAME, NULL)) == ("FAIL", "nothing tells it from re-initialized networks")
     assert verdict(networks(0.98, NULL, NULL), compares={"accuracy": "lower"})[0] == "FAIL"
+
+
+def test_a_clear_difference_to_the_wrong_side_fails_and_is_not_called_the_same():
+    both = "re-initialized networks and networks with shuffled weights"
+    high, low = [each + 1 for each in NULL], [each - 1 for each in NULL]
+    assert verdict(networks(0.02, NULL, NULL)) == ("FAIL", f"it is on the wrong side of {both}")
+    assert verdict(networks(0.9, NULL, high)) == (
+        "FAIL",
+        "it is on the wrong side of networks with shuffled weights",
+    )
+    assert verdict(networks(0.1, low, low), compares={"accuracy": "lower"})[1] == f"it is on the wrong side of {both}"
+    assert verdict(networks(23.9, SAME, SAME))[1] == f"it is on the wrong side of {both}"
+    # Of the two reasons to fail, that nothing tells it apart comes first.
+    assert verdict(networks(0.1, NULL, high))[1] == "nothing tells it from re-initialized networks"
 
 
 def test_between_the_two_it_is_inconclusive():
@@ -183,6 +197,7 @@ def test_what_is_said_of_introspections():
         good=networks(0.98, NULL, NULL),
         scale=networks(24.0, NULL, SAME),
         nothing=networks(0.1, NULL, NULL),
+        wrong=networks(0.02, NULL, NULL),
         few=networks(0.98, NULL[:3], NULL),
         unknown=networks(np.nan, NULL, NULL),
     )
@@ -191,6 +206,7 @@ def test_what_is_said_of_introspections():
     assert said["did not hold"] == [
         "it shows the same of networks with shuffled weights: scale (accuracy)",
         "it shows the same of re-initialized networks and networks with shuffled weights: nothing (accuracy)",
+        "it is on the wrong side of re-initialized networks and networks with shuffled weights: wrong (accuracy)",
     ]
     assert said["look at"] == [
         "invalid by network_randomization, unknown: unknown (accuracy)",

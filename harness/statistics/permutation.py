@@ -44,8 +44,14 @@ class Against:
         return bool(beyond and (self.effect > APART or (self.deviation == 0 and np.isnan(self.effect))))
 
     @property
+    def opposite(self) -> bool:
+        """Whether it stands apart on the other side."""
+        below = self.p == 1
+        return bool(below and (self.effect < -APART or (self.deviation == 0 and np.isnan(self.effect))))
+
+    @property
     def alike(self) -> bool:
-        """Whether nothing speaks for a difference."""
+        """Whether nothing speaks for a difference to the side on which the trained network is to stand."""
         return bool(self.p > BY_CHANCE or self.effect < NEAR)
 
 
