@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from harness.case import Source
 from harness.introspecting import Samples
+from harness.methods.correlations import correlation
 from harness.methods.image_ascent import Ascent
 from harness.methods.image_parameters import Box, Coefficients
 from harness.methods.image_prior import Decoder
@@ -162,13 +163,6 @@ def activation_maximization(
         yield _mean("best_random_code_gain", gains.amax(0), constant)
         yield _recognition("best_random_code_recognition", source, candidates[best], target, classes, chunk)
     yield _shown(found, _names(found, data, objective, classes, start))
-
-
-def correlation(one: Float[Tensor, "n *shape"], other: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-    """Pearson correlation of the images of each pair over all their values; NaN where one of them is constant."""
-    one, other = (each.double().flatten(1) for each in (one, other))
-    one, other = (each - each.mean(1, keepdim=True) for each in (one, other))
-    return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1))
 
 
 def _recognition(

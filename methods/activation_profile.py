@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from harness.introspecting import Samples
-from harness.methods.activations import Layer, activations, layers_of
+from harness.methods.activations import Layer, activations, layers_of, pooled
 from harness.methods.gradients import input_gradient
 from harness.random import Draws
 from harness.registry import introspection
@@ -85,7 +85,7 @@ def activation_profile(
     if align == "saliency" and not window:
         raise NotApplicableError("a mean over all positions needs no alignment: give a `window`, in frames")
     found = layers_of(model, data.x, layers)
-    outputs = activations(model, data.x, found, chunk, _by_frame if window else _pooled)
+    outputs = activations(model, data.x, found, chunk, _by_frame if window else pooled)
     if window:
         frames = data.x.shape[-1]
         middle = torch.full_like(groups, frames // 2)
@@ -187,10 +187,6 @@ def reliability(
         for half in halves[:, several]
     )
     return torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs]).mean()
-
-
-def _pooled(output: Float[Tensor, "n k *axes"]) -> Float[Tensor, "n k"]:
-    return output.flatten(2).mean(2) if output.ndim > 2 else output
 
 
 def _by_frame(output: Float[Tensor, "n k *axes"]) -> Float[Tensor, "n k *t"]:

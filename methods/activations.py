@@ -130,3 +130,8 @@ def activations(
             for name, output in outputs.items():
                 parts[name].append(of(output).detach())
     return {name: torch.cat(part) for name, part in parts.items()}
+
+
+def pooled(output: Float[Tensor, "n k *axes"]) -> Float[Tensor, "n k"]:
+    """The mean of each channel over positions."""
+    return output.flatten(2).mean(2) if output.ndim > 2 else output

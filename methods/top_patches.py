@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from harness.case import Source
 from harness.introspecting import Samples
 from harness.methods.activations import activations, layers_of
+from harness.methods.correlations import centred, correlation
 from harness.methods.exciting import Exciting, most_exciting, projections
 from harness.methods.receptive_fields import receptive_fields
 from harness.random import Draws
@@ -134,14 +135,6 @@ def label_entropy(exciting: Exciting, labels: Int[Tensor, " n"] | None) -> Float
     return torch.special.entr(share).sum(1).mean() / math.log(2)
 
 
-def centred(vectors: Float[Tensor, "u p d"]) -> Float[Tensor, "u p d"]:
-    """Vectors minus their own mean, and zero where rounding alone is left."""
-    vectors = vectors.double()
-    moved = vectors - vectors.mean(-1, keepdim=True)
-    left = moved.norm(dim=-1, keepdim=True) > 1e-6 * vectors.norm(dim=-1, keepdim=True)
-    return torch.where(left, moved, 0)
-
-
 def likeness(vectors: Float[Tensor, "u p d"]) -> Float[Tensor, ""]:
     """The mean cosine of two vectors of a unit, over pairs and units; vectors of length zero do not count."""
     directions = vectors.double() / vectors.double().norm(dim=-1, keepdim=True)
@@ -153,8 +146,7 @@ def agreement(one: Projected, other: Projected) -> Float[Tensor, ""]:
     """The mean Pearson correlation of projections of the same patches; NaN where there are none."""
     if isinstance(one, str) or isinstance(other, str):
         return torch.tensor(torch.nan)
-    pairs = torch.stack([centred(each.flatten(2)).flatten(0, 1) for each in (one, other)], 1)
-    return likeness(pairs)
+    return correlation(one.flatten(0, 1), other.flatten(0, 1)).nanmean()
 
 
 def _projected(model: nn.Module, x: Float[Tensor, "n c *axes"], exciting: Exciting, chunk: int) -> Projected:

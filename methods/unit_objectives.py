@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from harness.methods.activations import Layer, activations, layers_of, watching
+from harness.methods.activations import Layer, activations, layers_of, pooled, watching
 from harness.random import Draws
 from harness.types import NotApplicableError
 
@@ -92,15 +92,15 @@ def objective_of(
         return Objective(chosen, place, lambda a: a.square().flatten(1).sum(1, keepdim=True).expand(-1, len(chosen)))
     if kind == "direction":
         if direction == "class_difference":
-            means = activations(model, x, (place,), chunk, of=_pooled)[place.name]
+            means = activations(model, x, (place,), chunk, of=pooled)[place.name]
             chosen, vectors = _differences(means, labels, units)
         else:
             chosen, vectors = _given(direction, channels, units, seed, x)
         vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-        return Objective(chosen, place, lambda a: _pooled(a) @ vectors.T)
+        return Objective(chosen, place, lambda a: pooled(a) @ vectors.T)
     chosen = _chosen(units, channels, "channel")
     index = torch.tensor(chosen, device=x.device)
-    at = _middle if kind == "neuron" else _pooled
+    at = _middle if kind == "neuron" else pooled
     return Objective(chosen, place, lambda a: at(a)[:, index])
 
 
@@ -162,10 +162,6 @@ def _given(
             f"direction: expected one number for each of {channels} channels, got {len(direction)}"
         )
     return (0,), x.new_tensor(direction)[None]
-
-
-def _pooled(output: Float[Tensor, "n k *axes"]) -> Float[Tensor, "n k"]:
-    return output.flatten(2).mean(2) if output.ndim > 2 else output
 
 
 def _middle(output: Float[Tensor, "n k *axes"]) -> Float[Tensor, "n k"]:

@@ -11,7 +11,7 @@ from torch import nn
 from cases import Linear, network
 from harness import INTROSPECTIONS, Artifact, NotApplicableError, Samples
 from harness.entries import OptionError
-from harness.methods.activation_maximization import correlation
+from harness.methods.correlations import correlation
 from harness.methods.image_ascent import Ascent
 from harness.methods.image_parameters import Box, Coefficients
 from harness.methods.maximal_images import OCTAVE, Search
@@ -288,6 +288,10 @@ def test_similarity_is_to_the_image_of_the_trained_network(linear):
     one, other = normal(2, 1, 5, 5), normal(2, 1, 5, 5, seed=1)
     literal = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(one, other, strict=True)]
     np.testing.assert_allclose(correlation(one, other).numpy(), literal)
+    # The mean of equal numbers is not always that number, which would make an image of rounding.
+    constant = normal(20, 1, 1, 1).expand(-1, 1, 7, 9)
+    assert correlation(constant, normal(20, 1, 7, 9)).isnan().all()
+    assert correlation(constant, constant).isnan().all()
 
 
 def test_an_optimized_code_excites_more_than_the_best_of_random_ones(linear):
