@@ -3,33 +3,27 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, one_hot, pad
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.functional import one_hot
 
 from harness.case import Source
 from harness.introspecting import Samples
 from harness.methods.activations import activations, layers_of
 from harness.methods.correlations import centred, correlation
 from harness.methods.exciting import Exciting, most_exciting, projections
+from harness.methods.patch_pictures import Projected, pictures_of
 from harness.methods.receptive_fields import receptive_fields
 from harness.random import Draws
 from harness.registry import introspection
 from harness.space import InputSpace
 from harness.types import Artifact, Count, Distinct, NotApplicableError, Score
 
-SHOWN, SIDE, FILTERS = 3, 32, 64
-"""At most: units of a layer that are shown, pixels of a shown patch along each axis, filters of the first layer."""
-
 DEAD = "no unit fires"
-
-Projected = Float[Tensor, "..."] | str
-"""Projections of the patches of a layer, [units, patches, c, *size], or why there are none."""
 
 Patches = Annotated[int, Field(ge=2)]
 """How many patches of a unit: of one there is nothing to compare."""
@@ -124,7 +118,7 @@ def top_patches(
     yield from _scores("input_similarity", theirs, map(agreement, shown, seen), refused)
     others = [_of_others(model, x, each, chunk) for each in theirs]
     yield from _scores("unit_similarity", theirs, map(agreement, shown, others), _refusal(*shown, *others))
-    yield from _artifacts(model, space, x, own, theirs, shown, chunk)
+    yield from pictures_of(model, space, x, own, theirs, shown, chunk)
 
 
 def label_entropy(exciting: Exciting, labels: Int[Tensor, " n"] | None) -> Float[Tensor, ""]:
@@ -196,60 +190,3 @@ def _scores(
     for index, (exciting, value) in enumerate(zip(layers, values, strict=True)):
         why = reason if len(exciting.units) else DEAD
         yield Score(measure, value, {why or DEAD: value.isnan()}, stage=exciting.layer.name, stage_index=index)
-
-
-def _artifacts(
-    model: nn.Module,
-    space: InputSpace,
-    x: Float[Tensor, "n c *axes"],
-    own: Sequence[Exciting],
-    theirs: Sequence[Exciting],
-    shown: Sequence[Projected],
-    chunk: int,
-) -> Iterator[Artifact]:
-    """Patches of the network's own units, its projections of those of the trained network, and maps of one sample."""
-    maps = activations(model, x[:1], [each.layer for each in own], chunk)
-    for each, trained, projected in zip(own, theirs, shown, strict=True):
-        stage, map_ = each.layer.name, maps[each.layer.name]
-        patches = each.cut(x[each.samples.flatten()])[:SHOWN]
-        if len(patches):
-            caption = f"What excites a unit most: from the left to the right the first {patches.shape[1]} patches."
-            kind: Literal["pictures", "maps"] = "pictures" if space.kind == "image" else "maps"
-            strips = side_by_side(patches, float(x.max()))
-            yield Artifact("patches", kind, strips, _named(each), stage=stage, caption=caption)
-        if not isinstance(projected, str) and len(projected):
-            largest = projected.flatten(2).abs().amax(2).clamp(min=torch.finfo(x.dtype).tiny)
-            scaled = projected / largest.view(*largest.shape, *(1,) * (projected.ndim - 2))
-            caption = "DeconvNet projections from units of the trained network, of its patches; each of its own scale."
-            strips = side_by_side(scaled[:SHOWN], 0.0)
-            yield Artifact("projections", "maps", strips, _named(trained), stage=stage, caption=caption)
-        if map_.ndim > 2 and len(each.units):
-            caption = "Where the units are excited by the first sample."
-            values = _as_images(map_[0, each.units, None])
-            yield Artifact("activations", "maps", values.float(), _named(each, None), stage=stage, caption=caption)
-    first = next((module for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)), None)
-    if first is not None and (isinstance(first, _ConvNd) or first.weight[0].numel() == x[0].numel()):
-        weight = (
-            first.weight[:FILTERS] if isinstance(first, _ConvNd) else first.weight[:FILTERS].unflatten(1, x[0].shape)
-        )
-        labels = tuple(f"filter {index}" for index in range(len(weight)))
-        caption = "The weights of the first layer, by channel of its output."
-        yield Artifact("filters", "maps", _as_images(weight.detach()).float(), labels, caption=caption)
-
-
-def side_by_side(patches: Float[Tensor, "u p c *size"], gap: float) -> Float[Tensor, "u _ h w"]:
-    """The patches of a unit in a row, made small, with a line of this value between two of them."""
-    images = _as_images(patches.flatten(0, 1)).float()
-    height, width = images.shape[2:]
-    small = adaptive_avg_pool2d(images, (min(height, SIDE), min(width, SIDE if patches.ndim > 4 else SIDE**2)))
-    rows = pad(small, (0, 1), value=gap).unflatten(0, patches.shape[:2])
-    return torch.cat(rows.unbind(1), -1)[..., :-1]
-
-
-def _as_images(values: Float[Tensor, "m c *axes"]) -> Float[Tensor, "m _ h w"]:
-    """Signals as images whose rows are channels."""
-    return values[:, None] if values.ndim == 3 else values
-
-
-def _named(exciting: Exciting, most: int | None = SHOWN) -> tuple[str, ...]:
-    return tuple(f"unit {int(unit)}" for unit in exciting.units[:most])

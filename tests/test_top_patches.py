@@ -13,8 +13,9 @@ from harness import Artifact, Samples, Score
 from harness.methods.activations import layers_of
 from harness.methods.correlations import centred
 from harness.methods.exciting import most_exciting, projections
+from harness.methods.patch_pictures import side_by_side
 from harness.methods.receptive_fields import receptive_fields
-from harness.methods.top_patches import agreement, label_entropy, likeness, side_by_side, top_patches
+from harness.methods.top_patches import agreement, label_entropy, likeness, top_patches
 from harness.models.loaded import LoadedModel
 from harness.space import InputSpace
 from harness.types import NotApplicableError
