@@ -78,10 +78,11 @@ class Search:
         """
         x, options = data.x, {**self.objective, "seed": self.seed, "chunk": self.chunk}
         objective = objective_of(model=model, x=x, labels=data.labels, **options)
-        natural, scale = (
+        excited = [
             torch.cat([objective.values(model, part, climbing) for part in x.split(self.chunk)])
-            for climbing in (False, True)
-        )
+            for climbing in ((False, True) if objective.climbed else (False,))
+        ]
+        natural, scale = excited[0], excited[-1]
         mean, deviation = scale.mean(0), scale.std(0, correction=0)
         deviation = torch.where(deviation > 0, deviation, 1.0)
         self._check_sizes(model, x)
