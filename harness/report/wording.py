@@ -77,8 +77,8 @@ GLOSSARY: Mapping[str, str] = {
     "survival": "How much of the similarity of two maps is left when the network, or the class, is another one: 0 is "
     "chance, 1 is what two calls on one network give. With permuted labels 0 is what two networks give that learnt "
     "such, 1 what two give that learnt the true ones.",
-    "PASS": "The 95 % interval of the survival lies below the lower threshold; of an introspection, the trained network "
-    "lies beyond all that have learnt nothing. Necessary for trusting a method, not sufficient.",
+    "PASS": "The 95 % interval of the survival lies below the lower threshold; of an introspection, the trained "
+    "network lies beyond all that have learnt nothing. Necessary for trusting a method, not sufficient.",
     "FAIL": "The interval lies above the upper threshold, or two random networks give the same map; of an "
     "introspection, nothing tells the trained network from others, or it is on the wrong side of them.",
     "INCONCLUSIVE": "The interval lies between or across the thresholds, or there were fewer than ten networks.",
