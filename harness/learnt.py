@@ -88,7 +88,9 @@ def _judged(
     why: str,
     thresholds: Thresholds,
 ) -> tuple[Verdict, str]:
-    """The verdict, and why it is no better one."""
+    """The verdict, and why it is no better one; none where the measure says nothing of any network."""
+    if np.isnan(trained) and all(each.draws == 0 for each in told.values()):
+        return "", why
     if np.isnan(trained) or any(each.draws == 0 for each in told.values()):
         return "INVALID", why or "there is no number for the trained network or for the others"
     few = min(each.draws for each in told.values())

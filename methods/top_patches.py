@@ -105,7 +105,8 @@ def top_patches(
 
     yield from _scores("dead_units", own, [each.dead for each in own])
     labels = [label_entropy(each, data.labels) for each in own]
-    yield from _scores("label_entropy", own, labels, "the samples have no labels")
+    alone = "the samples have no labels" if data.labels is None else "no two samples have the same label"
+    yield from _scores("label_entropy", own, labels, alone)
     pixels = [likeness(centred(each.cut(x[each.samples.flatten()]).flatten(2))) for each in own]
     yield from _scores("pixel_similarity", own, pixels, "all patches are constant")
     other = source.retrained()
@@ -122,8 +123,8 @@ def top_patches(
 
 
 def label_entropy(exciting: Exciting, labels: Int[Tensor, " n"] | None) -> Float[Tensor, ""]:
-    """In bits, of the labels of a unit's patches, the mean over units; NaN without units or labels."""
-    if labels is None:
+    """In bits, of the labels of a unit's patches, the mean over units; NaN without units, or labels that repeat."""
+    if labels is None or len(labels.unique()) == len(labels):
         return torch.tensor(torch.nan)
     share = one_hot(labels)[exciting.samples].double().mean(1)
     return torch.special.entr(share).sum(1).mean() / math.log(2)

@@ -122,6 +122,10 @@ def test_between_the_two_it_is_inconclusive():
     assert verdict(networks(0.98, NULL[:9], NULL), draws=9)[0] == "PASS"
 
 
+def test_of_what_says_nothing_of_any_network_there_is_no_verdict():
+    assert verdict(networks(np.nan, [np.nan] * 10, [np.nan] * 10)) == ("", "unknown")
+
+
 def test_without_a_number_or_with_another_one_when_asked_again_it_is_invalid():
     assert verdict(networks(np.nan, NULL, NULL)) == ("INVALID", "unknown")
     said, reason = verdict(networks(0.98, [np.nan] * 10, NULL))

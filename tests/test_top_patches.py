@@ -207,6 +207,8 @@ def test_entropy_of_labels():
         expected.append(-sum(p * np.log2(p) for p in share if p))
     assert max(expected) > 0.5
     assert label_entropy(found, mixed).item() == pytest.approx(np.mean(expected))
+    # Where every label is there once, patches cannot have one in common.
+    assert label_entropy(found, torch.arange(len(mixed))).isnan()
 
 
 def test_likeness_is_the_mean_over_pairs_and_units_and_constants_do_not_count():
