@@ -17,12 +17,14 @@ $(SETUP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/harness run quickstart --save-maps
 
-test: setup
-	$(BIN)/python -m pytest
-
 # Two files of tests at once, each on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: setup
+	$(PYTEST)
+
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' -n 2 --dist loadfile --no-loadscope-reorder --durations 40
+	$(PYTEST) -m 'slow or not slow' --durations 40
 
 # The three folders install as one package; a type checker only believes it when it sees them as one.
 check: setup
