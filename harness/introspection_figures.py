@@ -28,6 +28,9 @@ LOOKS: dict[str, dict[str, Any]] = {
 MOST_PICTURES, MOST_EXHIBITS, MOST_NAMES = 25, 8, 16
 """Of one network in a contact sheet; rows of a sheet; names on an axis."""
 
+WIDTH, LOWEST, HIGHEST = 3.4, 1.1, 2.9
+"""Of the columns and rows of a contact sheet, in inches."""
+
 
 def figures_of_networks(results: "Results") -> Iterator[tuple[str, Figure]]:
     """Of each model and introspection its measures by layer, and a contact sheet of what it shows."""
@@ -97,8 +100,9 @@ def draw_artifacts(exhibits: Sequence[Exhibit], title: str) -> Figure:
     """
     exhibits = exhibits[:MOST_EXHIBITS]
     columns = [network for network in SHOWN_OF if any(network in beside for beside in exhibits)]
-    figure = Figure(figsize=(3.4 * len(columns) + 1.2, 2.9 * len(exhibits) + 0.6), layout="constrained")
-    axes = figure.subplots(len(exhibits), len(columns), squeeze=False)
+    heights = [_height(next(iter(beside.values()))) for beside in exhibits]
+    figure = Figure(figsize=(WIDTH * len(columns) + 1.2, sum(heights) + 0.6), layout="constrained")
+    axes = figure.subplots(len(exhibits), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, beside in zip(axes, exhibits, strict=True):
         for axis, network in zip(row, columns, strict=True):
             axis.set_visible(network in beside)
@@ -114,6 +118,14 @@ def draw_artifacts(exhibits: Sequence[Exhibit], title: str) -> Figure:
         axis.set_title(SHOWN_OF[network], fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _height(artifact: Artifact) -> float:
+    """Of a row of a contact sheet, in inches: that of its pictures, where these are wide and low."""
+    if artifact.kind not in ("pictures", "maps"):
+        return HIGHEST
+    height, width, _ = mosaic(pictures_of(artifact)[:MOST_PICTURES]).shape
+    return float(np.clip(WIDTH * height / width, LOWEST, HIGHEST))
 
 
 def _show(axis: "Axes", artifact: Artifact) -> None:

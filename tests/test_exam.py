@@ -195,12 +195,19 @@ def test_an_exam_writes_tables_and_figures_and_computes_nothing_twice(broken, mo
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+DEAREST = {"irof", "sensitivity_n"}
+"""Metrics that take as long in an exam as all others together: their marks are taken by hand, with `harness exam`."""
+
+
 @pytest.mark.slow
 def test_the_published_marks_are_those_of_an_exam_taken_today(tmp_path):
-    exam = examine(out=tmp_path / "exam")
+    published = pd.read_csv(PUBLISHED).fillna("")
+    assert set(published["function"]) > DEAREST
+    published = published[~published["function"].isin(DEAREST)].reset_index(drop=True)
+    exam = examine(list(published["function"].unique()), tmp_path / "exam")
     assert exam.failures.empty
     today = exam.table.sort_values("function")[["function", "version", "fill", "mark", "faults"]].reset_index(drop=True)
-    assert today.equals(pd.read_csv(PUBLISHED).fillna(""))
+    assert today.equals(published)
 
 
 def test_torch_is_left_as_it_was():
