@@ -8,6 +8,7 @@ import torch
 import harness
 from bench_floor import SPACE, Spent, build, in_turn
 from harness import NotApplicableError
+from harness.entries import GLOBAL
 
 METHOD_OPTIONS = {
     "rise": {"samples": 128},
@@ -75,11 +76,16 @@ def methods_table(floor, model, x, quick):
     return pd.DataFrame(rows), left_out
 
 
+def of_networks():
+    """The metrics that ask introspections."""
+    return [name for name, entry in harness.METRICS.items() if entry.family == GLOBAL]
+
+
 def metric_entries(quick):
     """(method, entry) of every row: each metric once, and the cascades as often as they have kinds of cost."""
     path = {**PATH, "steps": 2} if quick else PATH
     for name in harness.METRICS:
-        if name not in (*TRAINS, "parameter_randomization"):
+        if name not in (*TRAINS, *of_networks(), "parameter_randomization"):
             options = METRIC_OPTIONS.get(name, {}) | (QUICK_OPTIONS.get(name, {}) if quick else {})
             yield (path if name in CLAIMS else "gradient"), {"metric": name, **options}
     cascade = {"metric": "parameter_randomization", **FEW}
@@ -92,7 +98,7 @@ def metric_entries(quick):
 
 def metrics_table(floor, model, x, quick):
     """One row for each metric that applies without training a network, and why the others do not."""
-    rows, left_out = [], dict.fromkeys(TRAINS, "trains networks")
+    rows, left_out = [], dict.fromkeys(TRAINS, "trains networks") | dict.fromkeys(of_networks(), "has no maps")
     for method, entry in metric_entries(quick):
 
         def run(method=method, entry=entry):

@@ -12,7 +12,7 @@ from test_metrics_contract import options_of
 from cases import case_of, network, rows
 from harness import METHODS, METRICS, InputSpace
 from harness.case import Case, Explainer
-from harness.entries import Method
+from harness.entries import GLOBAL, Method
 from harness.models.loaded import LoadedModel
 
 SIDE, COUNT, PLACE = 12, 12, (0, 5, 4)
@@ -26,7 +26,9 @@ SCALE = 2.0**100
 OURS = sorted(
     name
     for name, entry in METRICS.items()
-    if entry.function.__module__.startswith("harness.") and not {"partner", "recipe"} & set(entry.needs)
+    if entry.function.__module__.startswith("harness.")
+    and not {"partner", "recipe"} & set(entry.needs)
+    and entry.family != GLOBAL  # they ask networks and have no maps
 )
 OPTIONS = {
     **{name: {"steps": 8} for name in ("deletion", "insertion", "monotonicity", "pixel_flipping")},
