@@ -6,10 +6,6 @@ from math import prod
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import recall_score
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
@@ -58,6 +54,8 @@ def on_a_grid(output: Float[Tensor, "n k *axes"], most: int) -> Float[Tensor, "n
 
 def quarters_of(y: Int[np.ndarray, " n"], seed: int) -> list[Int[np.ndarray, " _"]]:
     """Rows of samples: four random quarters of each class."""
+    from sklearn.model_selection import StratifiedKFold
+
     folds = StratifiedKFold(4, shuffle=True, random_state=seed_of(seed, "quarters") % 2**32)
     return [quarter for _, quarter in folds.split(y, y)]
 
@@ -73,6 +71,8 @@ def control_labels(
         types: how many, at most one for 20 samples; see `linear_probe`.
         seed: of the clusters and of the labels.
     """
+    from sklearn.cluster import KMeans
+
     count = min(types, len(raw) // PER_TYPE)
     kinds = KMeans(count, n_init=1, random_state=seed_of(seed, "types") % 2**32).fit_predict(raw)
     dealt = np.random.default_rng(seed_of(seed, "control labels")).permutation(count)
@@ -97,6 +97,8 @@ def probe(
         quarters: rows of the samples.
         strengths: the path of C.
     """
+    from sklearn.metrics import recall_score
+
     rotations, paths = [], []
     for halves, others in HALVES:
         rows = np.concatenate([quarters[each] for each in halves])
@@ -122,6 +124,8 @@ def _path(
 
     Each begins where the one of the next stronger penalty ended.
     """
+    from sklearn.linear_model import LogisticRegression
+
     spread = features[rows].std(0)
     z = (features - features[rows].mean(0)) / (np.where(spread > 0, spread, 1) * features.shape[1] ** 0.5)
     regression = LogisticRegression(class_weight="balanced", warm_start=True, max_iter=1000)

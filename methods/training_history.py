@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torch import Tensor, nn
 
 from harness.case import Source
@@ -116,6 +115,8 @@ def answers(model: nn.Module, x: Float[Tensor, "n ..."], chunk: int) -> Answers:
 
 def scores_of(truth: Int[Tensor, " n"], told: Answers, data: Samples, step: float | None = None) -> Iterator[Score]:
     """The measures of `training_history` at one moment."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     classes = truth.unique().tolist()
     precision, recall, f1, _ = precision_recall_fscore_support(
         truth.numpy(), told.predicted.numpy(), labels=classes, zero_division=np.nan
@@ -130,6 +131,8 @@ def scores_of(truth: Int[Tensor, " n"], told: Answers, data: Samples, step: floa
 
 
 def _confusions(name: str, truth: Int[Tensor, " n"], told: Answers, data: Samples, caption: str) -> Artifact:
+    from sklearn.metrics import confusion_matrix
+
     classes = truth.unique()
     known = torch.isin(told.predicted, classes)
     taken = torch.where(known, told.predicted, -1)
@@ -148,6 +151,8 @@ def _confusions(name: str, truth: Int[Tensor, " n"], told: Answers, data: Sample
 
 def _course(truth: Int[Tensor, " n"], history: Sequence[tuple[float, Answers]], data: Samples) -> Artifact:
     """F1 of each class on the way."""
+    from sklearn.metrics import f1_score
+
     classes = truth.unique().tolist()
     lines = [f1_score(truth.numpy(), then.predicted.numpy(), labels=classes, average=None) for _, then in history]
     return Artifact(

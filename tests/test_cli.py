@@ -30,8 +30,8 @@ def test_a_run_writes_tables_and_figures_and_ends_in_three_lines(tmp_path):
     assert [line.partition(":")[0] for line in last] == ["held", "did not hold", "look at"]
     folder = tmp_path / "results" / "small"
     names = (
-        "glance leaderboard headlines verdicts thresholds sensitivity cascade stages comparisons rankings families "
-        "left_out across_models classes agreement fills summary cost"
+        "glance leaderboard headlines verdicts thresholds sensitivity cascade stages global partly_random "
+        "comparisons rankings families left_out across_models classes agreement fills summary cost"
     ).split()
     assert sorted(p.name for p in (folder / "tables").iterdir()) == sorted(
         f"{n}.{e}" for n in names for e in ("csv", "md", "parquet", "tex")
