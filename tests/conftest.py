@@ -1,6 +1,7 @@
 """Fixtures, one cache for trained networks (its keys hold everything that they depend on), and one thread."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,17 @@ def mlp_batch():
     """Inputs of `relu_mlp()` and their targets."""
     x = torch.randn(10, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return x, torch.arange(10) % 5
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless browser, for the tests of reports."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), "")
+    assert found, "chromium is needed: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,12 +1,10 @@
 """The report of introspections in a real browser: silent, for screen readers, on a phone, in the dark and on paper."""
 
-import shutil
 from contextlib import contextmanager
 
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 from test_report_global import every_kind, made
 
 from harness import Artifact
@@ -15,16 +13,6 @@ from harness.report.writing import write_report
 WIDTHS = {"light": {}, "dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 390, "height": 844}}}
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), "")
-    assert found, "chromium is needed: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
