@@ -25,8 +25,10 @@ WRAPPED, LONG = r"p{5cm}", 40
 def latex(table: pd.DataFrame) -> str:
     r"""A `tabular`, ready for a paper: numbers to the right, words to the left, long words wrapped.
 
-    It needs `\usepackage{booktabs}` and nothing else.
+    It needs `\usepackage{booktabs}` and nothing else. A table without columns is a comment: LaTeX has no such `tabular`.
     """
+    if table.shape[1] == 0:
+        return "% no rows\n"
     texts = [[cell_text(value) for value in row] for row in table.itertuples(index=False)]
     lines = [" & ".join(map(escaped, row)) + r" \\" for row in [[str(name) for name in table.columns], *texts]]
     kinds = "".join(_kind(table.iloc[:, index], [row[index] for row in texts]) for index in range(table.shape[1]))

@@ -187,7 +187,7 @@ def test_a_strangers_model_gets_its_report_within_five_minutes(tmp_path, capsys)
     assert accuracy > 0.9
     (tmp_path / "net.py").write_text(source)
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    path = [command for command in commands(ROOT / "README.md") if command.startswith("harness ")]
+    path = [command for command in commands(ROOT / "README.md") if command.startswith("harness ")][:3]
     assert [command.split()[1] for command in path] == ["init", "run", "report"]
 
     begun = time.monotonic()
