@@ -131,6 +131,7 @@ def evaluate(
     masks: Float[Tensor, "n ..."] | None = None,
     chunk: int = CHUNK,
     precision: Precision = "float32",
+    compiled: bool = False,
     save_maps: bool = False,
     progress: Progress = silent,
 ) -> Results:
@@ -154,6 +155,7 @@ def evaluate(
         masks: where in each sample the truth lies, [n, 1, ...] or [n, f], for what compares with it.
         chunk: how many samples go through the model at once.
         precision: float32, or tf32, which is faster on some GPUs and less exact.
+        compiled: whether torch compiles the form of the model for passes without a gradient.
         save_maps: whether maps and samples are kept, for the gallery of `Results.report()` and `Results.maps()`.
         progress: told what happens.
 
@@ -168,7 +170,16 @@ def evaluate(
     tests = complete(chosen, tests, asked)
     with computing_in(precision):
         subject = subject_of_tensors(
-            model, x, y, space=space, seed=seed, build=build, target=target, background=background, masks=masks
+            model,
+            x,
+            y,
+            space=space,
+            seed=seed,
+            build=build,
+            target=target,
+            background=background,
+            masks=masks,
+            compiled=compiled,
         )
         groups = plan([subject], chosen, tests, seed, asked)
         store: Store = Memory()

@@ -1,7 +1,7 @@
 """The blocks of a network in execution order: what a cascade randomizes one after the other."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -58,14 +58,9 @@ def _called_owner(name: str, order: dict[str, int]) -> str:
 def _execution_order(model: nn.Module, x: Tensor) -> dict[str, int]:
     """Module name -> when its first call begins. The network itself, "", begins first."""
     order: dict[str, int] = {}
-
-    def note(name: str) -> Callable[[nn.Module, object], None]:
-        def hook(_module: nn.Module, _inputs: object) -> None:
-            order.setdefault(name, len(order))
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    handles = [
+        module.register_forward_pre_hook(partial(_begins, order, name)) for name, module in model.named_modules()
+    ]
     try:
         with torch.no_grad():
             model(x.clone())
@@ -73,3 +68,7 @@ def _execution_order(model: nn.Module, x: Tensor) -> dict[str, int]:
         for handle in handles:
             handle.remove()
     return order
+
+
+def _begins(order: dict[str, int], name: str, _module: nn.Module, _inputs: object) -> None:
+    order.setdefault(name, len(order))

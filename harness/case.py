@@ -36,6 +36,16 @@ class Passes:
     statistics: int = 0
     explained: int = 0
 
+    def went_forward(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        """Count what a network returned, and its backward pass when it comes: a forward hook."""
+        self.forward += len(output)
+        if output.requires_grad:
+            output.register_hook(self.went_back)
+
+    def went_back(self, gradient: Tensor) -> None:
+        """Count a backward pass: the hook of an output."""
+        self.backward += len(gradient)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -378,16 +388,7 @@ class Case:
 @contextmanager
 def counted(model: nn.Module, passes: Passes) -> Iterator[None]:
     """Count the sample-passes through `model` inside the block."""
-
-    def backward(gradient: Tensor) -> None:
-        passes.backward += len(gradient)
-
-    def forward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        passes.forward += len(output)
-        if output.requires_grad:
-            output.register_hook(backward)
-
-    handle = model.register_forward_hook(forward)
+    handle = model.register_forward_hook(passes.went_forward)
     try:
         yield
     finally:

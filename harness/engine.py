@@ -21,10 +21,10 @@ from harness.store import Part, Store
 from harness.training import Progress
 from harness.types import Artifact, NotApplicableError, Score, StoppedError
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 TOLD = ("compares", "question", "misleads")
 """What a cell records of an introspection, so that a report needs no plugin."""
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 LOST_DEVICE = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED", "HIP error")
 
 

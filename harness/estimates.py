@@ -1,18 +1,25 @@
 """What cells cost before they are computed: passes counted on a few samples, times what one measured batch takes."""
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from math import isnan, nan
+
+from torch import nn
 
 from harness.case import Case, Passes
 from harness.costs import TRIES, Cost, cost_of, seconds_of
 from harness.entries import Introspection
 from harness.interrupts import OutOfTimeError, can_limit, within
+from harness.introspecting import Samples, introspect
 from harness.plan import Cell, Group, Task
+from harness.space import InputSpace
 from harness.store import Store
 from harness.subjects import Subject
 from harness.training import Progress
+from harness.types import Score
 
 FEW = 2
 """How many samples passes are counted on."""
@@ -68,7 +75,9 @@ def estimates_of(
 
     Passes of a method, and of a metric besides its maps, are counted on two samples; the first method of a block also
     pays for what all share. Seconds are those of the passes alone, so at least, unless cells of the same metric are
-    finished already: then by as much more as these have taken.
+    finished already: then by as much more as these have taken. An introspection looks at all samples at once, and much
+    of what it does are no passes: it is asked of the trained network once, and that counts for each network that is to
+    be asked.
 
     Args:
         groups: the plan.
@@ -91,10 +100,11 @@ def estimates_of(
         of_maps = [group for group in members if not isinstance(group.explainer.method, Introspection)]
         if of_maps:
             found |= _of_model(of_maps, speed, tell)
-        # An introspection looks at all samples at once, and two are too few for most.
         of_networks = [group for group in members if isinstance(group.explainer.method, Introspection)]
-        asked = [task.cell for group in of_networks for task in group.tasks]
-        found |= dict.fromkeys(asked, Estimate(nan, nan, nan))
+        tried = _few(subject)
+        for index, group in enumerate(of_networks):
+            tell(group.explainer.method.name, index / len(of_networks))
+            found |= _of_networks(group, tried, chunk, speed)
     progress("estimate", 1.0, "")
     return _as_experienced(found, store), speeds
 
@@ -218,6 +228,43 @@ def _of_group(
             made = True
             found[cell] = Estimate(forward, backward, speed.seconds(forward, backward))
     return found
+
+
+def _of_networks(group: Group, tried: Subject, chunk: int, speed: Speed) -> dict[Cell, Estimate]:
+    """The cost of the cells of one introspection; the first of a model also pays for statistics that all share."""
+    found = {task.cell: Estimate(0.0, 0.0, 0.0) if task.lacks else Estimate(nan, nan, nan) for task in group.tasks}
+    applies = [task for task in group.tasks if not task.lacks]
+    if not applies or TRAINS & set(group.explainer.method.needs):
+        return found
+    case = replace(group, subject=replace(group.subject, source=tried.source)).case(seed=0, chunk=chunk)
+    started = time.perf_counter()
+    once = _passes(case, introspect)
+    seconds = time.perf_counter() - started
+    for task in applies if once else ():
+        asked = _asked(case, task)
+        if asked:
+            networks, statistics = asked[0], asked[1].statistics / FEW * len(group.subject.source.calibration)
+            found[task.cell] = Estimate(
+                networks * once.forward + statistics,
+                float(networks * once.backward),
+                networks * seconds + speed.seconds(statistics, 0.0),
+            )
+    return found
+
+
+def _asked(case: Case, task: Task) -> tuple[int, Passes] | None:
+    """Of how many networks a metric asks an introspection, and its passes besides; None if that cannot be tried."""
+    asked, entry = 0, case.explainer.method
+
+    @wraps(entry.function)
+    def says_nothing(model: nn.Module, space: InputSpace, data: Samples, **options: object) -> Iterator[Score]:
+        nonlocal asked
+        asked += 1
+        return iter(())
+
+    case = replace(case, explainer=replace(case.explainer, method=replace(entry, function=says_nothing)))
+    passes = _passes(case, lambda case: list(task.metric.function(case, **task.options)))
+    return (asked, passes) if passes else None
 
 
 def _as_experienced(found: Mapping[Cell, Estimate], store: Store) -> dict[Cell, Estimate]:

@@ -92,7 +92,7 @@ class Forecast:
                 "beyond that where some are done",
             ]
         if unknown:
-            kinds = "train networks, look into them, or could not be tried"
+            kinds = "train networks or could not be tried"
             lines.append(f"not in these numbers: {unknown} cells that {kinds}")
         return lines
 

@@ -28,6 +28,7 @@ def subject_of_tensors(
     target: Target | Int[Tensor, " n"],
     background: Float[Tensor, "m ..."] | None = None,
     masks: Float[Tensor, "n ..."] | None = None,
+    compiled: bool = False,
 ) -> Subject:
     """The subject of somebody who has a model and a batch of samples in Python.
 
@@ -57,7 +58,7 @@ def subject_of_tensors(
     labels = None if given is None else _labels(given, len(x))
     checked = None if masks is None else _masks(masks, x)
     data = of_tensors("tensors", x, labels, space, ids=ids, masks=checked)
-    source = LoadedModel(model, build, seed, x[:1], lambda: x)
+    source = LoadedModel(model, build, seed, x[:1], lambda: x, compiled=compiled)
     if background is not None:
         samples = _background(background, x)
         source.read_background = lambda: samples

@@ -1,7 +1,8 @@
 """The form of a network for passes without a gradient: faster, and used only after its logits were checked."""
 
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,7 +48,7 @@ class Inference:
             return self.network(x.clone(memory_format=self.layout))
 
 
-def inference_form(model: nn.Module, x: Float[Tensor, "n ..."]) -> Inference:
+def inference_form(model: nn.Module, x: Float[Tensor, "n ..."], compiled: bool = False) -> Inference:
     """The fastest form of a network that has its logits on these samples.
 
     Batch norms are folded into the convolution or linear layer whose output they alone take, on the CPU images lie with
@@ -57,21 +58,53 @@ def inference_form(model: nn.Module, x: Float[Tensor, "n ..."]) -> Inference:
     Args:
         model: in evaluation mode; it is not written to.
         x: some samples; at most `CHECKED` of them are used.
+        compiled: whether torch compiles what is left, so that it does not have to write in place. Where that fails, a
+            warning says why, and the form is the fastest of the others.
     """
     x = x[:CHECKED]
     eager = Inference(EAGER, model)
     if any(tensor.dtype != torch.float32 for tensor in (x, *model.parameters())):
         return eager
     expected = eager.logits(x)
-    for make in (_folded_channels_last, _folded):
-        made = None
-        with suppress(Exception):
-            made = make(model, x)
-        for form in (_in_place(made), made) if made else ():
-            with suppress(Exception):
-                if form and _same(form.logits(x), expected):
-                    return form
+    made = [form for make in (_folded_channels_last, _folded) if (form := _tried(make, model, x))]
+    if compiled and (form := _compiled([*made, Inference("", model)], x, expected)):
+        return form
+    for each in made:
+        for form in (_tried(_in_place, each), each):
+            if form and _has(form, x, expected):
+                return form
     return eager
+
+
+def _compiled(forms: Sequence[Inference], x: Tensor, expected: Tensor) -> Inference | None:
+    """The first of these that can be compiled and has these logits then."""
+    problem: object = ""
+    for each in forms:
+        # What `torch.compile` returns is a network of its own that calls the copy.
+        try:
+            network = torch.compile(copy_of(each.network))
+            form = replace(each, form=", ".join(filter(None, (each.form, "compiled"))), network=network)
+            if _same(form.logits(x), expected):
+                return form
+            problem = "its logits are others then"
+        except Exception as error:
+            problem = error
+    warnings.warn(f"the network is not compiled: {str(problem).partition(chr(10))[0]}", stacklevel=2)
+    return None
+
+
+def _tried(make: Callable[..., Inference | None], *given: object) -> Inference | None:
+    """What is made, if it can be made."""
+    with suppress(Exception):
+        return make(*given)
+    return None
+
+
+def _has(form: Inference, x: Tensor, expected: Tensor) -> bool:
+    """Whether a form has these logits, and can be called at all."""
+    with suppress(Exception):
+        return _same(form.logits(x), expected)
+    return False
 
 
 def _in_place(made: Inference) -> Inference | None:
@@ -152,7 +185,7 @@ class _Uses(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         # What asks for a shape takes nothing.
-        if any(True for _ in tensors_in(result)):
+        if tensors_in(result):
             for tensor in tensors_in((args, tuple((kwargs or {}).values()))):
                 self.of[id(tensor)] += 1
                 self.kept.append(tensor)

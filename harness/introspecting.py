@@ -1,17 +1,19 @@
 """How an introspection is asked of a network, and what it is told of the data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from harness.case import Case, counted
+from harness.case import Case, Source, counted
 from harness.entries import Introspection
 from harness.random import seed_of
 from harness.types import Artifact, Score
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,17 @@ def introspect(case: Case, model: nn.Module | None = None, call: object = 0) -> 
         if not isinstance(each, Artifact) and not (isinstance(each, Score) and each.values.ndim <= 1):
             raise TypeError(f"{entry.name} yielded a {type(each).__name__}, expected scores and artifacts")
     return found
+
+
+def once(source: Source, key: Hashable, make: Callable[[], T]) -> T:
+    """What does not depend on the network that is asked about, and is made for the first one of a source only.
+
+    Args:
+        source: keeps it.
+        key: what it depends on, and a name for it.
+        make: makes it.
+    """
+    if key not in source.shared:
+        source.shared[key] = make()
+    made: T = source.shared[key]
+    return made

@@ -25,7 +25,8 @@ WRAPPED, LONG = r"p{5cm}", 40
 def latex(table: pd.DataFrame) -> str:
     r"""A `tabular`, ready for a paper: numbers to the right, words to the left, long words wrapped.
 
-    It needs `\usepackage{booktabs}` and nothing else. A table without columns is a comment: LaTeX has no such `tabular`.
+    It needs `\usepackage{booktabs}` and nothing else. A table without columns is a comment, because LaTeX has
+    no such `tabular`.
     """
     if table.shape[1] == 0:
         return "% no rows\n"

@@ -41,6 +41,8 @@ class ModelEntry(Strict):
 
     `recipe` is FILE.py:FUNCTION: `FUNCTION(model, x, y)` trains a new network in place. It makes the weights where none
     are given, and the networks that tests of randomization compare with (see `harness.recipes`).
+
+    `compiled` has torch compile the form for passes without a gradient, which needs a C++ compiler and some seconds.
     """
 
     name: str = Field(pattern=NAME)
@@ -50,6 +52,7 @@ class ModelEntry(Strict):
     recipe: str = ""
     data: str | dict[str, Any] | DataEntry | None = None
     model_seed: int = Field(0, ge=0)
+    compiled: bool = False
     options: dict[str, Any] = {}
 
 

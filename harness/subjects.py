@@ -178,7 +178,7 @@ def load_entry(
     assert isinstance(entry.data, DataEntry)
     source = load_source(entry, base)
     data = load_data(entry.data, base, source, entry.weights)
-    wanted = Wanted(entry.weights, head_of(entry), entry.model_seed, base, entry.recipe)
+    wanted = Wanted(entry.weights, head_of(entry), entry.model_seed, base, entry.recipe, entry.compiled)
     return load_model(source, data, wanted, seed=seed, device=device, progress=progress), data
 
 

@@ -1,15 +1,17 @@
 """The tensors in what operators take and return."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in a value, in tuples and lists too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from tensors_in(each)
+    found, left = [], [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, (tuple, list)):
+            left.extend(reversed(each))
+    return found

@@ -1,6 +1,7 @@
 """The outcome of a run in plain words: what held, what did not, what to look at."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,48 +80,89 @@ def statements(results: "Results") -> dict[str, list[str]]:
     Of several models a method holds only if it does on each of them; the first kind names no others. Controls count
     in the third kind only, and only when they come out wrong: the outcome is known beforehand.
     """
-    doubt = in_error(results.table("verdicts"))
     judged = _without_controls(results, results.table("verdicts"))
     long = _without_controls(results, results.table("headlines"))
-    subjects = results.subjects
-    held: list[str] = []
-    failed: list[str] = []
-    partly: list[str] = []
-    look = problems(results)
+    networks = results.table("global")
+    account = _Account(results.subjects, look=problems(results))
+    if len(judged):
+        _say_of_maps(account, judged, results.thresholds.fail_above)
+    if len(networks):
+        _say_of_networks(account, networks)
+    _say_of_headlines(account, long, results)
+    _say_of_metrics(account, long, results)
+    tests = [frame["test"] for frame in (judged, networks) if len(frame)]
+    there = {name for names in (long["measure"], *tests) for name in names}
+    shown = [what for name, what in SHOWN.items() if name in there]
+    return {
+        "held": _said(account.held, "nothing was tested that can hold"),
+        "did not hold": _said(account.failed, "nothing that was tested"),
+        "look at": _said(
+            [*account.look, *account.partly, in_error(results.table("verdicts"))],
+            " and ".join(shown) or "the leaderboard",
+        ),
+    }
 
-    def hold(statement: str, rows: pd.DataFrame, or_on_some: bool = True) -> None:
-        everywhere = rows["method"].isin(_everywhere(subjects, rows))
-        held.append(_names(subjects, statement, rows[everywhere]))
+
+@dataclass
+class _Account:
+    """What has been said so far: what holds on every model, on some, or on none, and what is doubtful."""
+
+    subjects: Subjects
+    held: list[str] = field(default_factory=list)
+    partly: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    look: list[str] = field(default_factory=list)
+
+    def hold(self, statement: str, rows: pd.DataFrame, or_on_some: bool = True) -> None:
+        everywhere = rows["method"].isin(_everywhere(self.subjects, rows))
+        self.held.append(_names(self.subjects, statement, rows[everywhere]))
         if or_on_some:
-            partly.append(_names(subjects, f"on some models only: {statement}", rows[~everywhere]))
+            self.partly.append(_names(self.subjects, f"on some models only: {statement}", rows[~everywhere]))
 
-    for test, (good, bad, hidden) in STATEMENTS.items() if not judged.empty else ():
+    def fail(self, statement: str, rows: pd.DataFrame) -> None:
+        self.failed.append(_names(self.subjects, statement, rows))
+
+    def look_at(self, statement: str, rows: pd.DataFrame) -> None:
+        self.look.append(_names(self.subjects, statement, rows))
+
+    def doubt(self, test: str, rows: pd.DataFrame) -> None:
+        """Say why verdicts of a test say nothing, or not enough."""
+        for word in ("INVALID", "INCONCLUSIVE"):
+            for reason, some in rows[rows["verdict"] == word].groupby("reason", sort=False):
+                self.look_at(f"{word.lower()} by {test}, {reason}", some)
+
+
+def _say_of_maps(account: _Account, judged: pd.DataFrame, fail_above: float) -> None:
+    """Say what the verdicts on maps are."""
+    for test, (good, bad, hidden) in STATEMENTS.items():
         rows = judged[judged["test"] == test]
         signed = _view(rows, "signed")
         passed = signed[signed["verdict"] == "PASS"]
-        hold(good, passed)
-        failed.append(_names(subjects, bad, signed[signed["verdict"] == "FAIL"]))
-        for word in ("INVALID", "INCONCLUSIVE"):
-            for reason, some in signed[signed["verdict"] == word].groupby("reason", sort=False):
-                look.append(_names(subjects, f"{word.lower()} by {test}, {reason}", some))
+        account.hold(good, passed)
+        account.fail(bad, signed[signed["verdict"] == "FAIL"])
+        account.doubt(test, signed)
         for sign, hides in hidden.items():
             others = _view(rows, sign)
-            look.append(_names(subjects, hides, others[(others["verdict"] == "FAIL") & _among(others, passed)]))
-    if not judged.empty:
-        learnt = _view(judged[judged["test"] == "label_randomization"], "signed")
-        alike = learnt[learnt["low"] > results.thresholds.fail_above]
-        look.append(_names(subjects, "nearly the same for a network that has learnt permuted labels", alike))
-    networks = results.table("global")
-    whole = networks[networks["stage"].isna()] if len(networks) else networks
-    if len(whole):
-        whole = whole.assign(method=whole["method"] + " (" + whole["measure"] + ")")
-        hold(LEARNT, whole[whole["verdict"] == "PASS"])
-        alike = whole[whole["verdict"] == "FAIL"]
-        for said, some in alike.groupby(alike["reason"].map(_same), sort=False):
-            failed.append(_names(subjects, str(said), some))
-        for word in ("INVALID", "INCONCLUSIVE"):
-            for reason, some in whole[whole["verdict"] == word].groupby("reason", sort=False):
-                look.append(_names(subjects, f"{word.lower()} by {TEST}, {reason}", some))
+            account.look_at(hides, others[(others["verdict"] == "FAIL") & _among(others, passed)])
+    partner = _view(judged[judged["test"] == "label_randomization"], "signed")
+    account.look_at(
+        "nearly the same for a network that has learnt permuted labels", partner[partner["low"] > fail_above]
+    )
+
+
+def _say_of_networks(account: _Account, networks: pd.DataFrame) -> None:
+    """Say what the verdicts on introspections are, by the measures of the whole network."""
+    whole = networks[networks["stage"].isna()]
+    whole = whole.assign(method=whole["method"] + " (" + whole["measure"] + ")")
+    account.hold(LEARNT, whole[whole["verdict"] == "PASS"])
+    alike = whole[whole["verdict"] == "FAIL"]
+    for said, some in alike.groupby(alike["reason"].map(_same), sort=False):
+        account.fail(str(said), some)
+    account.doubt(TEST, whole)
+
+
+def _say_of_headlines(account: _Account, long: pd.DataFrame, results: "Results") -> None:
+    """Say which headlines are good and which are bad."""
     for measure, (good, bad, unknown) in OUTCOMES.items():
         rows = long[(long["measure"] == measure) & long["value"].notna()]
         rows = _by_hits(results, rows) if measure == "lift" else rows
@@ -133,27 +175,25 @@ def statements(results: "Results") -> dict[str, list[str]]:
         said = outcome.where(outcomes == 1, outcome + " (" + rows["metric"].astype(str) + ")")
         for statement, some in rows[outcome != ""].groupby(said[outcome != ""], sort=False):
             if str(statement).startswith(good):
-                hold(str(statement), some, measure not in ON_EVERY_MODEL)
+                account.hold(str(statement), some, measure not in ON_EVERY_MODEL)
+            elif str(statement).startswith(bad):
+                account.fail(str(statement), some)
             else:
-                (failed if str(statement).startswith(bad) else look).append(_names(subjects, str(statement), some))
+                account.look_at(str(statement), some)
+
+
+def _say_of_metrics(account: _Account, long: pd.DataFrame, results: "Results") -> None:
+    """Say which metrics grade nothing, failed their exam, or have no number for a model."""
     marks = set(long.loc[~long["method"].isin(results.introspections), "exam"])
     if DESCRIBES in marks and not any(mark.startswith((PASSED, FAILED)) for mark in marks):
-        look.append(
+        account.look.append(
             "descriptors say nothing of quality: set a metric of faithfulness beside them, such as pixel_flipping"
         )
     for metric, mark in dict(long[long["exam"].str.startswith(FAILED)][["metric", "exam"]].to_numpy()).items():
-        look.append(f"{metric} {mark.replace(FAILED, f'{FAILED} its exam', 1)}")
+        account.look.append(f"{metric} {mark.replace(FAILED, f'{FAILED} its exam', 1)}")
     lost = long[long["value"].isna() & long["reason"].astype(str).str.startswith("invalid: ")]
     for reason, model, seed in dict.fromkeys(lost[["reason", *SUBJECT]].itertuples(index=False, name=None)):
-        look.append(f"{reason} ({subjects[model, seed]})" if len(subjects) > 1 else reason)
-    tests = [frame["test"] for frame in (judged, networks) if len(frame)]
-    there = {name for names in (long["measure"], *tests) for name in names}
-    shown = [what for name, what in SHOWN.items() if name in there]
-    return {
-        "held": _said(held, "nothing was tested that can hold"),
-        "did not hold": _said(failed, "nothing that was tested"),
-        "look at": _said([*look, *partly, doubt], " and ".join(shown) or "the leaderboard"),
-    }
+        account.look.append(f"{reason} ({account.subjects[model, seed]})" if len(account.subjects) > 1 else reason)
 
 
 def _by_hits(results: "Results", rows: pd.DataFrame) -> pd.DataFrame:

@@ -9,15 +9,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harness.case import Source
-from harness.introspecting import Samples
+from harness.introspecting import Samples, once
 from harness.methods.correlations import correlation
 from harness.methods.image_ascent import Ascent
 from harness.methods.image_parameters import Box, Coefficients
-from harness.methods.image_prior import Decoder
+from harness.methods.image_prior import Decoder, PrincipalComponents
 from harness.methods.image_regularizers import spectral_slope
 from harness.methods.image_regularizers import total_variation as variation
 from harness.methods.maximal_images import Found, Search
 from harness.methods.unit_objectives import OF_OUTPUT, Kind
+from harness.methods.variational_autoencoder import VariationalAutoencoder
 from harness.random import Draws
 from harness.registry import introspection
 from harness.space import InputSpace
@@ -29,6 +30,8 @@ Amount = Annotated[float, Field(ge=0)]
 Units = Annotated[list[NonNegative], Field(min_length=1)]
 """Indices of units."""
 
+Prior = Literal["none", "principal_components", "variational_autoencoder"]
+
 CANDIDATES = 64
 """How many images of random codes those of optimized codes are compared with."""
 
@@ -39,7 +42,7 @@ CANDIDATES = 64
     needs=("spatial",),
     uses=("retrained",),
     question="What does an image look like that excites a unit most, and does another network see the same in it?",
-    misleads="units of random networks are excited by some images as far beyond natural ones; with a decoder, or begun "
+    misleads="units of random networks are excited by some images as far beyond natural ones; with a prior, or begun "
     "from a sample, images look natural for any unit.",
 )
 def activation_maximization(
@@ -59,7 +62,7 @@ def activation_maximization(
     scale: Amount = 0.1,
     frequency_penalty: Amount = 0.0,
     total_variation: Amount = 5.0,
-    prior: Literal["none", "decoder"] = "none",
+    prior: Prior = "none",
     start: Literal["noise", "sample"] = "noise",
     octaves: Count = 1,
     repeats: Count = 2,
@@ -82,7 +85,7 @@ def activation_maximization(
     - `excess`: the share that excites its unit more than each sample does
     - `seed_similarity`: Pearson correlation of images for the same unit, from other noise
     - `spectral_slope`, `total_variation`; `natural_spectral_slope`, `natural_total_variation`: those of the samples
-    - with a decoder, gain and recognition of images of random codes (`random_code_...`), and of that of 64 which
+    - with a prior, gain and recognition of images of random codes (`random_code_...`), and of that of 64 which
       excites the unit most (`best_random_code_...`)
 
     Where a unit is silent for all that is close to the start, as many behind rectifiers are in random networks, there
@@ -104,7 +107,8 @@ def activation_maximization(
         scale: by how much they are scaled at random at most, 0.1 from 1 / 1.1 to 1.1; signals are not.
         frequency_penalty: its weight; see `harness.methods.image_regularizers`.
         total_variation: its weight.
-        prior: whether the codes of a decoder are optimized that is fitted to the samples.
+        prior: of what codes are optimized in the place of pixels: a decoder that is fitted to the samples, linear or
+            a small network.
         start: what images begin from.
         octaves: how many sizes images are optimized in one after the other, each 1.4 times the one before.
         repeats: how many images for each unit.
@@ -114,13 +118,13 @@ def activation_maximization(
         reference: the trained network.
 
     Raises:
-        NotApplicableError: no such layer or unit; a decoder with octaves or a sample to start from; octaves of a
-            network that takes inputs of one size only.
+        NotApplicableError: no such layer or unit; a prior with octaves or a sample to start from; octaves of a network
+            that takes inputs of one size only; samples with too many values for an autoencoder.
     """
-    if prior == "decoder" and (start == "sample" or octaves > 1):
-        raise NotApplicableError("a decoder has codes in the place of pixels: no octaves, and no sample to start from")
+    if prior != "none" and (start == "sample" or octaves > 1):
+        raise NotApplicableError("a prior has codes in the place of pixels: no octaves, and no sample to start from")
     box = Box.of(space, data.x)
-    decoder = Decoder.fitted(data.x, box) if prior == "decoder" else None
+    decoder = once(source, ("decoder", prior, seed, tuple(data.ids)), lambda: _decoder(prior, data.x, box, seed))
     search = Search(
         {"kind": objective, "layer": layer, "units": units, "direction": direction},
         Ascent(steps, rate, jitter, rotation, scale, frequency_penalty, total_variation),
@@ -133,16 +137,18 @@ def activation_maximization(
     )
     found = search.of(model, data)
     images = found.images.flatten(0, 1)
-    # Every network is compared with the trained one, whose images are therefore kept.
-    known = source.shared.setdefault("activation_maximization", {})
-    key = (repr((search.objective, search.ascent, fourier, prior, start, octaves, repeats, seed, chunk)), *data.ids)
-    if model is reference or key not in known:
-        known[key] = images if model is reference else search.of(reference, data).images.flatten(0, 1)
+    # Every network is compared with the trained one.
+    how = (search.objective, search.ascent, fourier, prior, start, octaves, repeats, seed, chunk)
+    trained = once(
+        source,
+        ("activation_maximization", repr(how), tuple(data.ids)),
+        lambda: images if model is reference else search.of(reference, data).images.flatten(0, 1),
+    )
     classes = objective in OF_OUTPUT or (objective, direction) == ("direction", "class_difference")
     target = torch.tensor(found.objective.units, device=images.device)
 
     yield _recognition("recognition", source, images, target.repeat(repeats), classes, chunk)
-    yield _mean("similarity", correlation(images, known[key]), "images have one colour")
+    yield _mean("similarity", correlation(images, trained), "images have one colour")
     constant = "what the units return is the same for all samples"
     yield _mean("gain", found.gains(found.peaks), constant)
     yield _mean("natural_gain", found.gains(found.natural).amax(0), constant)
@@ -156,13 +162,19 @@ def activation_maximization(
         yield _mean(f"{which}total_variation", variation(box.inside(some)))
     if decoder:
         draws = Draws.of([str(each) for each in range(CANDIDATES)], seed, "random codes", device=data.x.device)
-        candidates = decoder.images(draws.normal(len(decoder.components)).to(data.x.dtype))
+        candidates = decoder.images(draws.normal(decoder.codes).to(data.x.dtype))
         values = torch.cat([found.objective.values(model, part) for part in candidates.split(chunk)])
         gains, best = found.gains(values), values.argmax(0)
         yield _mean("random_code_gain", gains, constant)
         yield _mean("best_random_code_gain", gains.amax(0), constant)
         yield _recognition("best_random_code_recognition", source, candidates[best], target, classes, chunk)
     yield _shown(found, _names(found, data, objective, classes, start))
+
+
+def _decoder(prior: Prior, x: Float[Tensor, "n c *axes"], box: Box, seed: int) -> Decoder | None:
+    if prior == "principal_components":
+        return PrincipalComponents.fitted(x, box)
+    return VariationalAutoencoder.fitted(x, box, seed) if prior == "variational_autoencoder" else None
 
 
 def _recognition(

@@ -84,7 +84,7 @@ def _joined(sources: Sources, args: tuple[Any, ...], output: Tensor) -> Axes | N
     axis = next((a for a in range(output.ndim) if output.shape[a] != source.shape[a]), axes.channels)
     if axis == axes.channels or source.ndim != 3:
         return axes
-    parts = list(tensors_in(args[:1]))
+    parts = tensors_in(args[:1])
     before = parts[: next(place for place, part in enumerate(parts) if part is source)]
     if not before:
         return Axes(axes.channels, axes.tokens)

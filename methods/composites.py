@@ -105,7 +105,7 @@ def ruled_gradients(
 
 def plain(propagation: Propagation, call: Call) -> Any:
     """The operator's own backward pass; not where a part that depends on the input has none, such as a mask."""
-    if any(propagation.depends(tensor) and not tensor.requires_grad for tensor in call.tensors()):
+    if any(propagation.depends(tensor) and not tensor.requires_grad for tensor in call.tensors):
         return None
     return propagation.run(call, covered=True)
 
@@ -118,7 +118,7 @@ def plain_linear(propagation: Propagation, call: Call) -> Any:
 
 def plain_product(propagation: Propagation, call: Call) -> Any:
     """A matrix product; an einsum with a weight would have to be read to know what kind of layer it is."""
-    if call.name == "einsum" and not all(map(propagation.depends, call.tensors())):
+    if call.name == "einsum" and not all(map(propagation.depends, call.tensors)):
         return None
     return plain(propagation, call)
 
@@ -153,7 +153,7 @@ PLAIN: dict[str, Rule] = {
 
 def of_one_number(propagation: Propagation, call: Call) -> bool:
     """Whether an activation acts on one number at a time, its first argument; a maximum of two tensors does not."""
-    first, *others = call.tensors()
+    first, *others = call.tensors
     return first is call.args[0] and propagation.depends(first) and not any(map(propagation.depends, others))
 
 
@@ -186,7 +186,7 @@ def _cuts_at_zero(call: Call, from_above: bool = False) -> bool:
     """Whether a bound makes a rectifier: nothing below zero passes, and numbers just above it do; or the reverse."""
     if call.name not in LIMITS | {"hardtanh", "threshold"}:
         return False
-    x, *bounds = call.tensors()
+    x, *bounds = call.tensors
     shape, sign = x.shape if bounds else (), -1 if from_above else 1
     probes = [x.new_full(shape, sign * number) for number in (-1.0, 0.0, 1e-3)]
     return all(torch.equal(call.on(probe), sign * (sign * probe).clamp(min=0)) for probe in probes)

@@ -8,6 +8,7 @@ closed forms. The map then sums to the difference of the outputs on every networ
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -89,7 +90,7 @@ class Rescale:
 
         def record(propagation: Propagation, call: Call) -> Any:
             # Copies, because the model may write into them later.
-            self._memory.append((call.name, [t.detach().clone() for t in call.tensors() if propagation.depends(t)]))
+            self._memory.append((call.name, [t.detach().clone() for t in call.tensors if propagation.depends(t)]))
             return propagation.run(call, covered=True)
 
         return {**PLAIN, **dict.fromkeys(self.recorded, record)}
@@ -97,7 +98,7 @@ class Rescale:
     def rules(self) -> dict[str, Rule]:
         """For the sample."""
         self._read = iter(self._memory)
-        return {**PLAIN, **{family: self._compared(secant) for family, secant in SECANTS.items()}}
+        return {**PLAIN, **{family: partial(self._compared, secant) for family, secant in SECANTS.items()}}
 
     def reference(self, propagation: Propagation, call: Call) -> list[Tensor]:
         """What the baseline had where the sample now has its tensors.
@@ -106,7 +107,7 @@ class Rescale:
             NotApplicableError: the baseline went another way through the model.
         """
         name, reference = next(self._read, ("nothing", []))
-        shapes = [tensor.shape for tensor in call.tensors() if propagation.depends(tensor)]
+        shapes = [tensor.shape for tensor in call.tensors if propagation.depends(tensor)]
         if name != call.name or [tensor.shape for tensor in reference] != shapes:
             raise NotApplicableError(
                 f"deeplift: the model calls {call.name} for the sample where it calls {name} for the baseline"
@@ -118,17 +119,14 @@ class Rescale:
         propagation.cover(surrogate, [tensor.grad_fn for tensor in inputs], call.name)
         return Scaled.apply(surrogate, lambda _: (call.run(), 1.0))
 
-    def _compared(self, secant: Any) -> Rule:
-        def rule(propagation: Propagation, call: Call) -> Any:
-            reference = self.reference(propagation, call)
-            tensors = [t for t in call.tensors() if propagation.depends(t)]
-            if not all(t.requires_grad for t in tensors):
-                return None
-            call = call.aside()
-            surrogate = secant(propagation, call, reference)
-            return None if surrogate is None else self.substituted(propagation, call, surrogate, tensors)
-
-        return rule
+    def _compared(self, secant: Any, propagation: Propagation, call: Call) -> Any:
+        reference = self.reference(propagation, call)
+        tensors = [t for t in call.tensors if propagation.depends(t)]
+        if not all(t.requires_grad for t in tensors):
+            return None
+        call = call.aside()
+        surrogate = secant(propagation, call, reference)
+        return None if surrogate is None else self.substituted(propagation, call, surrogate, tensors)
 
 
 class RevealCancel(Rescale):
@@ -228,7 +226,7 @@ def _derivative(call: Call, at: Tensor) -> Tensor:
 
 def _bilinear(propagation: Propagation, call: Call, reference: list[Tensor]) -> Tensor | None:
     r"""$\Delta(ab) = \Delta a \, \bar b + \bar a \, \Delta b$, for every product that is linear in both."""
-    tensors = call.tensors()
+    tensors = call.tensors
     if len(reference) == 1:
         return None if call.name == "einsum" else call.run()
     means = [(t.detach() + t0) / 2 for t, t0 in zip(tensors, reference, strict=True)]

@@ -88,7 +88,7 @@ def _of_one_factor(rule: Rule) -> Rule:
     """A product is affine only while one of its factors depends on the input."""
 
     def only(propagation: Propagation, call: Call) -> Any:
-        return rule(propagation, call) if sum(map(propagation.depends, call.tensors())) == 1 else None
+        return rule(propagation, call) if sum(map(propagation.depends, call.tensors)) == 1 else None
 
     return only
 

@@ -107,7 +107,7 @@ class Search:
         medium = self.medium
         draws = Draws.of(names, self.seed, "start", device=samples.device)
         if isinstance(medium, Decoder):
-            code = draws.normal(len(medium.components)).to(samples.dtype)
+            code = draws.normal(medium.codes).to(samples.dtype)
             return medium.images(self._ascended(height, code, names, 0))
         noise = NOISE * draws.normal(*samples.shape[1:]).to(samples.dtype)
         begun = samples if self.start == "sample" else medium.images(noise)

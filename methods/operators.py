@@ -6,7 +6,7 @@ calls of rectifiers, whichever module makes them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property, partial
 from types import FunctionType
 from typing import Any
 
@@ -143,27 +143,27 @@ class Call:
 
     def aside(self) -> "Call":
         """The same call into a new tensor, where this one writes in place."""
-
-        def function(first: Tensor, *rest: Any, **kwargs: Any) -> Any:
-            return self.function(first.clone(), *rest, **kwargs)
-
-        return replace(self, function=function, inplace=False) if self.inplace else self
+        return replace(self, function=partial(_on_a_clone, self.function), inplace=False) if self.inplace else self
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Call":
         """The same call with other tensors."""
+        args, kwargs = self.args, self.kwargs
+        return replace(self, args=_mapped(args, change), kwargs={key: _mapped(kwargs[key], change) for key in kwargs})
 
-        def changed(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return change(value)
-            return type(value)(map(changed, value)) if type(value) in (tuple, list) else value
-
-        return replace(
-            self, args=changed(self.args), kwargs={key: changed(value) for key, value in self.kwargs.items()}
-        )
-
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments."""
-        return list(tensors_in((self.args, tuple(self.kwargs.values()))))
+        return tensors_in((self.args, tuple(self.kwargs.values())))
+
+
+def _on_a_clone(function: Callable[..., Any], first: Tensor, *rest: Any, **kwargs: Any) -> Any:
+    return function(first.clone(), *rest, **kwargs)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)(_mapped(each, change) for each in value) if type(value) in (tuple, list) else value
 
 
 @cache

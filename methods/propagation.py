@@ -118,19 +118,21 @@ class Propagation(TorchFunctionMode):
 
     def settled(self, call: Call) -> Call:
         """The call with every linear operator before it ruled, and in the units that all rules but the first expect."""
+        if not any(tensor in self.pending or tensor in self.raw for tensor in call.tensors):
+            return call
         # What shares memory with the output of a linear operator must share its history too.
         shares = call.inplace or call.name == "setitem" or call.name in STRUCTURE | HOOKING
+        return call.mapped(lambda tensor: self._ready(tensor, shares))
 
-        def ready(tensor: Tensor) -> Tensor:
-            if (linear := self.pending.get(tensor)) is not None:
-                tensor = linear.settle(self, tensor, shares)
-            elif tensor in self.raw:
-                tensor = Converted.apply(tensor)
-            self._dependent[tensor] = True
+    def _ready(self, tensor: Tensor, shares: bool) -> Tensor:
+        if (linear := self.pending.get(tensor)) is not None:
+            tensor = linear.settle(self, tensor, shares)
+        elif tensor in self.raw:
+            tensor = Converted.apply(tensor)
+        else:
             return tensor
-
-        waiting = [tensor in self.pending or tensor in self.raw for tensor in call.tensors()]
-        return call.mapped(lambda t: ready(t) if t in self.pending or t in self.raw else t) if any(waiting) else call
+        self._dependent[tensor] = True
+        return tensor
 
     def cover(self, output: Any, stop: Iterable[Any], name: str, covered: bool = True) -> Any:
         """Note of the nodes from `output` back to `stop` who made them, and whether a rule answers for them."""
@@ -165,14 +167,14 @@ class Propagation(TorchFunctionMode):
             finally:
                 self._opening.remove(func)
         call = Call.of(func, args, kwargs)
-        if call.name in VALUE_FREE or not any(map(self.depends, call.tensors())):
+        if call.name in VALUE_FREE or not any(map(self.depends, call.tensors)):
             return self._noted(func(*args, **kwargs), False)
         if not torch.is_grad_enabled():
             # Inside a part that the model itself keeps out of the graph, such as a Function of its own.
             return self._noted(func(*args, **kwargs), True)
         if call.name in PERHAPS_NOTHING:
             answer = func(*args, **kwargs)
-            if answer is args[0] or not any(True for _ in tensors_in(answer)):
+            if answer is args[0] or not tensors_in(answer):
                 return answer
         if call.name in DECOMPOSED:
             with self:
@@ -199,7 +201,7 @@ class Propagation(TorchFunctionMode):
     def _moved(self, call: Call) -> Any:
         """The input, moved, with its bounds; the output of a linear operator, copied."""
         first: Any = call.args[0] if call.args else None
-        dependent = [tensor for tensor in call.tensors() if self.depends(tensor)]
+        dependent = [tensor for tensor in call.tensors if self.depends(tensor)]
         if call.name in COPIES and first in self.pending:
             linear, output = self.pending.get(first), call.run()
             if output.dtype == first.dtype:
@@ -210,7 +212,7 @@ class Propagation(TorchFunctionMode):
         output = self.cover(call.run(), _nodes(dependent), call.name)
         ends = [self._end(call, end) for end in range(len(self.raw.get(dependent[0])))]
         for place, each in enumerate(tensors_in(output)):
-            self.raw[each] = tuple(list(tensors_in(end))[place] for end in ends)
+            self.raw[each] = tuple(tensors_in(end)[place] for end in ends)
         return output
 
     def _end(self, call: Call, end: int) -> Any:
@@ -226,7 +228,7 @@ class Propagation(TorchFunctionMode):
         if call.name == "setitem" and first in self.raw:
             raise NotApplicableError(PARTS)
         call = self.settled(call)
-        before = _nodes(call.tensors())
+        before = _nodes(call.tensors)
         if call.name == "setitem":
             call.run()
             # The assignment hides inside a node of the whole tensor, and is no more than a copy.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -54,13 +55,13 @@ class LRP:
             "batch_norm": self._batch_norm,
             "activation": self._activation,
             "matmul": self._matmul,
-            "product": self._of_gates(self._product),
-            "quotient": self._of_gates(self._quotient),
+            "product": partial(self._of_gates, self._product),
+            "quotient": partial(self._of_gates, self._quotient),
             "normalization": _constant_scale,
             "softmax": self._softmax,
             "elementwise": self._gate,
             "norm": self._gate,
-            "sum": self._of_gates(self._sum),
+            "sum": partial(self._of_gates, self._sum),
             "maximum": plain,
             "index": plain,
         }
@@ -72,14 +73,13 @@ class LRP:
         # After the channels, a convolution has as many axes as its weight has after the first two.
         bias = None if bias is None else bias.view(-1, *(1,) * (weight.ndim - 2))
         channels: Channels = "second" if call.name.startswith("conv_transpose") else "first"
-
-        def apply(a: Tensor, weight: Tensor) -> Tensor:
-            return call.function(a, weight, None, *rest, **kwargs)
-
-        return self._waits(propagation, call, Linear(apply, a, weight, bias, rule, channels))
+        linear = Linear(
+            lambda a, weight: call.function(a, weight, None, *rest, **kwargs), a, weight, bias, rule, channels
+        )
+        return self._waits(propagation, call, linear)
 
     def _matmul(self, propagation: Propagation, call: Call) -> Any:
-        factors = call.tensors()
+        factors = call.tensors
         dependent = [propagation.depends(factor) for factor in factors]
         if all(dependent):
             return self._product(propagation, call)
@@ -87,11 +87,10 @@ class LRP:
             return None
         left = dependent[0]
         a, weight = factors if left else factors[::-1]
-
-        def apply(a: Tensor, weight: Tensor) -> Tensor:
-            return call.function(*((a, weight) if left else (weight, a)))
-
-        return self._waits(propagation, call, Linear(apply, a, weight, None, self.dense))
+        linear = Linear(
+            lambda a, weight: call.function(*((a, weight) if left else (weight, a))), a, weight, None, self.dense
+        )
+        return self._waits(propagation, call, linear)
 
     def _waits(self, propagation: Propagation, call: Call, linear: Linear) -> Tensor:
         if linear.a in propagation.raw and self.entry:
@@ -99,7 +98,7 @@ class LRP:
             self.entered = True
         else:
             call = propagation.settled(call)
-            linear = replace(linear, a=next(t for t in call.tensors() if propagation.depends(t)))
+            linear = replace(linear, a=next(t for t in call.tensors if propagation.depends(t)))
         output = call.run()
         output = output.clone() if output._is_view() else output
         propagation.pending[output] = replace(linear, version=linear.a._version, start=linear.a.grad_fn)
@@ -107,7 +106,7 @@ class LRP:
 
     def _batch_norm(self, propagation: Propagation, call: Call) -> Any:
         x, weight, bias, mean, variance, training, _, eps = call.split(*BATCH_NORM)[0]
-        if training or mean is None or any(map(propagation.depends, call.tensors()[1:])):
+        if training or mean is None or any(map(propagation.depends, call.tensors[1:])):
             return None
         scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
         shift = (0 if bias is None else bias) - mean * scale
@@ -140,9 +139,9 @@ class LRP:
         return output
 
     def _product(self, propagation: Propagation, call: Call) -> Any:
-        if any(propagation.depends(tensor) and not tensor.requires_grad for tensor in call.tensors()):
+        if any(propagation.depends(tensor) and not tensor.requires_grad for tensor in call.tensors):
             return None
-        factors = [tensor for tensor in call.tensors() if propagation.depends(tensor)]
+        factors = [tensor for tensor in call.tensors if propagation.depends(tensor)]
         if len(factors) == 1:
             return self._scaled(propagation, call, factors[0])
         gated = sum(factor in propagation.gates for factor in factors) == 1
@@ -155,7 +154,7 @@ class LRP:
                 return factor.detach() if factor in propagation.gates else factor
             return Scaled.apply(factor, lambda x: (x.clone(), 0.5))
 
-        before = [tensor.grad_fn for tensor in call.tensors() if propagation.depends(tensor)]
+        before = [tensor.grad_fn for tensor in call.tensors if propagation.depends(tensor)]
         return propagation.cover(call.mapped(share).aside().run(), before, call.name)
 
     def _scaled(self, propagation: Propagation, call: Call, factor: Tensor) -> Any:
@@ -175,19 +174,15 @@ class LRP:
         propagation.pending[output] = linear.then(scale, torch.zeros_like(scale))
         return output
 
-    def _of_gates(self, rule: Rule) -> Rule:
+    def _of_gates(self, rule: Rule, propagation: Propagation, call: Call) -> Any:
         """What is made of gates and constants alone is a gate."""
-
-        def ruled(propagation: Propagation, call: Call) -> Any:
-            dependent = [tensor for tensor in call.tensors() if propagation.depends(tensor)]
-            gates = [tensor in propagation.gates for tensor in (dependent[:1] if call.name == "div" else dependent)]
-            output = rule(propagation, call)
-            if all(gates):
-                output = propagation.run(call, covered=False) if output is None else output
-                propagation.gates[output] = True
-            return output
-
-        return ruled
+        dependent = [tensor for tensor in call.tensors if propagation.depends(tensor)]
+        gates = [tensor in propagation.gates for tensor in (dependent[:1] if call.name == "div" else dependent)]
+        output = rule(propagation, call)
+        if all(gates):
+            output = propagation.run(call, covered=False) if output is None else output
+            propagation.gates[output] = True
+        return output
 
     def _quotient(self, propagation: Propagation, call: Call) -> Any:
         """The numerator takes all."""
@@ -203,7 +198,7 @@ class LRP:
 
     def _sum(self, propagation: Propagation, call: Call) -> Any:
         """A constant moves the input and its bounds; any other sum has the right backward pass by itself."""
-        dependent = [tensor for tensor in call.tensors() if propagation.depends(tensor)]
+        dependent = [tensor for tensor in call.tensors if propagation.depends(tensor)]
         if len(dependent) != 1:
             return None
         if dependent[0] in propagation.raw:
@@ -233,7 +228,7 @@ class LRP:
 
     def _one_to_one(self, propagation: Propagation, call: Call) -> Tensor:
         """Numbers that are moved or scaled one by one, before the operator that takes the input: relevance stays."""
-        raw = next(tensor for tensor in call.tensors() if tensor in propagation.raw)
+        raw = next(tensor for tensor in call.tensors if tensor in propagation.raw)
         call = call.aside()
 
         def value(at: Tensor) -> Tensor:

@@ -314,13 +314,12 @@ class Activation:
 
     def passed(self, z: Tensor, epsilon: float = 0.0) -> Tensor:
         """The activation, through which all relevance passes but what the offset takes."""
+        return Scaled.apply(z, lambda z: self._and_factor(z, epsilon))
 
-        def make(z: Tensor) -> tuple[Tensor, Tensor]:
-            value = self.value(z)
-            factor = (value - self.offset if self.call.name not in ZERO_AT_ZERO else value) / _stabilized(z, epsilon)
-            return value, factor if epsilon else torch.where(z == 0, 0.0, factor)
-
-        return Scaled.apply(z, make)
+    def _and_factor(self, z: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        value = self.value(z)
+        factor = (value - self.offset if self.call.name not in ZERO_AT_ZERO else value) / _stabilized(z, epsilon)
+        return value, factor if epsilon else torch.where(z == 0, 0.0, factor)
 
 
 @dataclass(frozen=True)

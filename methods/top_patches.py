@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from harness.case import Source
-from harness.introspecting import Samples
-from harness.methods.activations import activations, layers_of
+from harness.introspecting import Samples, once
+from harness.methods.activations import Layer, activations, layers_of
 from harness.methods.correlations import centred, correlation
 from harness.methods.exciting import Exciting, most_exciting, projections
 from harness.methods.patch_pictures import Projected, pictures_of
@@ -91,14 +91,14 @@ def top_patches(
     x = data.x
     if len(x) < patches:
         raise NotApplicableError(f"{patches} patches are of as many samples, and there are {len(x)}: lower `patches`")
-    here = (tuple(data.ids), tuple(layers), units, patches, chunk)
-    known, shared = source.shared.get("top_patches", (None, ()))
-    if known != here:
+
+    def of_the_trained() -> tuple[dict[Layer, Int[Tensor, "positions axes 2"]], list[Exciting], list[Projected]]:
         fields = receptive_fields(reference, x, layers_of(reference, x, layers), chunk)
         theirs = most_exciting(reference, x, fields, units, patches, chunk)
-        shared = fields, theirs, [_projected(reference, x, each, chunk) for each in theirs]
-        source.shared["top_patches"] = (here, shared)
-    fields, theirs, learnt = shared
+        return fields, theirs, [_projected(reference, x, each, chunk) for each in theirs]
+
+    key = ("top_patches", tuple(data.ids), tuple(layers), units, patches, chunk)
+    fields, theirs, learnt = once(source, key, of_the_trained)
     # Of the trained network nothing is computed twice.
     own = theirs if model is reference else most_exciting(model, x, fields, units, patches, chunk)
     shown = learnt if model is reference else [_projected(model, x, each, chunk) for each in theirs]

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from harness.case import Source
+from harness.introspecting import once
 
 FIRST_TWIN = 10_000
 """Twins of the initializer's law, which no randomization test draws."""
@@ -39,16 +40,16 @@ def laws_of(source: Source, twins: int, values: int) -> Mapping[str, Law]:
         twins: how many.
         values: how many quantiles represent each tensor, at most.
     """
-    key = ("laws of weights", twins, values)
-    if key not in source.shared:
+
+    def pooled() -> Mapping[str, Law]:
         fresh = [matrices_of(source.twin(FIRST_TWIN + draw)) for draw in range(twins)]
         laws = {}
         for name, first in fresh[0].items():
-            pooled = np.sort(np.concatenate([quantiles(each[name], values) for each in fresh]))
-            laws[name] = Law(pooled, twins * first.numel())
-        source.shared[key] = {name: law for name, law in laws.items() if law.values[0] < law.values[-1]}
-    known: Mapping[str, Law] = source.shared[key]
-    return known
+            ordered = np.sort(np.concatenate([quantiles(each[name], values) for each in fresh]))
+            laws[name] = Law(ordered, twins * first.numel())
+        return {name: law for name, law in laws.items() if law.values[0] < law.values[-1]}
+
+    return once(source, ("laws of weights", twins, values), pooled)
 
 
 def matrices_of(model: nn.Module) -> dict[str, Float[Tensor, "rows columns"]]:

@@ -106,17 +106,12 @@ def _grids(missing: Bool[Tensor, "n 1 h w"], dtype: torch.dtype) -> list[Grid]:
 def _cycle(residual: Float[Tensor, "n c h w"], grids: list[Grid]) -> Float[Tensor, "n c h w"]:
     """About the error, by a multigrid V-cycle: damped Jacobi steps here, and what they leave on coarser grids."""
     hidden, weights = grids[0]
-
-    def smoothed(error: Tensor) -> Tensor:
-        return error + DAMPING * hidden * (residual - weights * error + _neighbours(error)) / weights
-
     error = DAMPING * hidden * residual / weights
     if len(grids) > 1:
         left = hidden * (residual - weights * error + _neighbours(error))
         error = error + hidden * _finer(_cycle(grids[1][0] * _coarser(left), grids[1:]), left.shape)
-        return smoothed(error)
-    for _ in range(COARSEST):
-        error = smoothed(error)
+    for _ in range(1 if len(grids) > 1 else COARSEST):
+        error = error + DAMPING * hidden * (residual - weights * error + _neighbours(error)) / weights
     return error
 
 

@@ -294,15 +294,20 @@ def test_similarity_is_to_the_image_of_the_trained_network(linear):
     assert correlation(constant, constant).isnan().all()
 
 
-def test_an_optimized_code_excites_more_than_the_best_of_random_ones(linear):
+@pytest.mark.parametrize("prior", ["principal_components", "variational_autoencoder"])
+def test_an_optimized_code_excites_more_than_the_best_of_random_ones(linear, prior):
     model, x = linear
-    scores, pictures, _ = ask(model, x, other=model, prior="decoder", **PLAIN)
+    scores, _, _ = ask(model, x, other=model, prior=prior, **PLAIN)
     assert scores["random_code_gain"] < scores["best_random_code_gain"] < scores["gain"]
     assert abs(scores["random_code_gain"]) < 0.5
     assert scores["best_random_code_recognition"] >= 0.5
-    # The images are those of the decoder: within the span of its components, where the box does not cut them.
+
+
+def test_images_of_codes_are_those_of_the_decoder(linear):
+    model, x = linear
+    # Within the span of its components, where the box does not cut them.
     free = InputSpace("image", (0.0,), (1.0,), low=-100.0, high=100.0)
-    _, pictures, _ = ask(model, x, space=free, prior="decoder", **PLAIN)
+    _, pictures, _ = ask(model, x, space=free, prior="principal_components", **PLAIN)
     basis = torch.linalg.svd((x - x.mean(0)).flatten(1), full_matrices=False)[2][:32]
     off = (pictures.values.double() - x.mean(0)).flatten(1)
     torch.testing.assert_close(off @ basis.T @ basis, off, atol=1e-5, rtol=0)
@@ -329,7 +334,7 @@ def test_errors_say_what_was_expected():
         ({"objective": "channel", "layer": "convolution"}, "no layer 'convolution'"),
         ({"objective": "direction"}, "needs labels"),
         ({"objective": "direction", "layer": "2", "direction": [1.0, 2.0]}, "one number for each of 6 channels, got 2"),
-        ({"prior": "decoder", "start": "sample"}, "no sample to start from"),
+        ({"prior": "principal_components", "start": "sample"}, "no sample to start from"),
     ):
         with pytest.raises(NotApplicableError, match=message):
             ask(model, x, **options)
@@ -363,7 +368,7 @@ def test_digits_exceed_every_natural_one_and_another_network_reads_them_only_if_
         # What only asks how strongly a unit can be excited finds nothing wrong with it.
         assert random["excess"] >= 0.9
     # With a prior that draws digits, a random network's images are as smooth as the trained one's, and say nothing.
-    ours, theirs = (ask(model, x, prior="decoder", **how)[0] for model in (source.model, source.twin(0)))
+    ours, theirs = (ask(model, x, prior="principal_components", **how)[0] for model in (source.model, source.twin(0)))
     assert ours["recognition"] >= 0.9
     assert theirs["recognition"] <= 0.5
     assert theirs["total_variation"] == pytest.approx(ours["total_variation"], rel=0.3)

@@ -27,7 +27,9 @@ NETWORKS = {
     "mobilenet": (lambda: mobilenet_v2(num_classes=5), (3, 32, 32)),
     "transformer": (lambda: VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=5), (3, 16, 16)),
 }
-each_network = pytest.mark.parametrize("name", NETWORKS)
+each_network = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "mobilenet")) for name in NETWORKS]
+)
 
 
 def case_for(name, method="gradient", n=2):

@@ -1,19 +1,34 @@
 """The command line: exit codes, messages and files, as a user meets them."""
 
+import io
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from test_engine import PLUGIN, small
 
+from harness.cli import main
+
 HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
 
 
-def call(*arguments, cwd=None):
-    return subprocess.run([*HARNESS, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+def call(*arguments, cwd="."):
+    """Run the command within this process, as importing all anew takes longer than most of what it does."""
+    out, err, before, code = io.StringIO(), io.StringIO(), sys.argv, 0
+    sys.argv = ["harness", *map(str, arguments)]
+    try:
+        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def written(folder, **changes):
@@ -22,6 +37,7 @@ def written(folder, **changes):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_writes_tables_and_figures_and_ends_in_three_lines(tmp_path):
     study = written(tmp_path, methods=["gradient", "guided_backprop"])
     done = call("run", study, "--samples", 5, cwd=tmp_path)
@@ -92,6 +108,7 @@ def test_a_failing_method_exits_with_one_and_the_study_ends(tmp_path):
     assert "held:" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_broken_control_exits_with_one_and_is_named(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from harness import method\n\n\n"
@@ -128,6 +145,7 @@ def test_help_has_worked_examples():
     assert "harness run quickstart" in call("run", "--help").stdout
 
 
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_and_keeps_what_is_finished(tmp_path):
     study = written(tmp_path)
     process = subprocess.Popen(
@@ -147,6 +165,12 @@ def test_an_interrupt_exits_with_130_and_keeps_what_is_finished(tmp_path):
     assert process.returncode == 130
     assert b"finished cells are kept" in message
     assert not list(cells.glob(".*"))
+
+
+def test_it_is_a_command_of_its_own():
+    done = subprocess.run([*HARNESS, "rum"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "No such command 'rum'" in done.stderr
 
 
 def test_an_unknown_verb_or_option_exits_with_two():

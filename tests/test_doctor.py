@@ -232,6 +232,7 @@ def problems(*arguments, **more):
     return [finding.problem for finding in doctor(*arguments, **more).findings]
 
 
+@pytest.mark.slow
 def test_arguments_that_evaluate_would_refuse_are_findings():
     model, x, y = network("modules")
     (problem,) = problems(model, x.double(), y)
@@ -310,6 +311,7 @@ def explainers():
     return [name for name, entry in METHODS.items() if entry.family != "control"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["modules", "functional", "gelu", "table"])
 def test_there_is_a_row_for_each_method_and_the_residual_is_that_of_completeness(name):
     model, x, _ = network(name, torch.float64)

@@ -110,6 +110,7 @@ def states(results):
     return {(row["method"], row["metric"]): row["status"] for _, row in results.cells.iterrows()}
 
 
+@pytest.mark.slow
 def test_a_cell_that_does_not_fit_begins_again_with_half_the_chunk(study, tmp_path):
     metrics = ["chunk", "greedy", "again"]
     results = harness.run(study(["gradient", "small_batches_only"], metrics), tmp_path / "run")
@@ -126,6 +127,7 @@ def test_a_cell_that_does_not_fit_begins_again_with_half_the_chunk(study, tmp_pa
     assert {key: records[key] for key in chunks} == chunks
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_chunk_is_the_one_that_was_found(study, tmp_path):
     metrics = ["chunk", "greedy", "again"]
     whole = harness.run(study(["gradient"], metrics), tmp_path / "run")
@@ -142,6 +144,7 @@ def test_two_labels_of_one_cell_are_computed_once(study, tmp_path):
     assert results.cells["seconds"].nunique() == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_one_by_one_is_a_failure(study, tmp_path):
     results = harness.run(study(["never_fits", "gradient"]), tmp_path / "run")
     assert states(results) == {("never_fits", "chunk"): "failed", ("gradient", "chunk"): "done"}
@@ -257,6 +260,7 @@ def test_what_a_killed_run_left_half_written_is_swept_away(study, tmp_path):
     assert not left.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_takes_nothing_more_stops_the_run_and_loses_nothing(study, tmp_path, monkeypatch, code):
     written, sync = [], os.fsync

@@ -100,18 +100,20 @@ def test_cells_record_what_they_cost_and_what_they_depend_on(undisturbed):
 def test_a_second_run_computes_nothing_and_changes_no_file(undisturbed):
     folder = undisturbed.store.path
     before = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
-    again = harness.run(small(), folder)
+    again = harness.run(small(), folder, views=False)
     assert {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()} == before
     assert_same_rows(undisturbed.records, again.records)
 
 
+@pytest.mark.slow
 def test_the_same_seed_and_chunk_give_the_same_bits(undisturbed, tmp_path):
-    assert_same_rows(undisturbed.records, harness.run(small(), tmp_path / "again").records)
+    assert_same_rows(undisturbed.records, harness.run(small(), tmp_path / "again", views=False).records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_chunks_agree_in_float32_as_promised(undisturbed, tmp_path, chunk):
-    other = harness.run(small(), tmp_path / "run", chunk=chunk)
+    other = harness.run(small(), tmp_path / "run", chunk=chunk, views=False)
     a, b = undisturbed.records["value"].to_numpy(), other.records["value"].to_numpy()
     assert (np.isnan(a) == np.isnan(b)).all()
     known = ~np.isnan(a)
@@ -121,6 +123,7 @@ def test_chunks_agree_in_float32_as_promised(undisturbed, tmp_path, chunk):
     np.testing.assert_allclose(first, second, atol=1e-3 * np.nanmax(np.abs(first)), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_chunks_agree_in_float64_to_nine_digits():
     model, x, _ = network("functional", torch.float64, n=9)
     arguments = {
@@ -145,11 +148,12 @@ def test_chunks_agree_in_float64_to_nine_digits():
 
 
 def test_the_chunk_of_a_folder_is_kept(undisturbed, tmp_path):
-    harness.run(small(methods=["gradient"], metrics=["completeness"]), tmp_path, chunk=5)
-    again = harness.run(small(methods=["input_x_gradient"], metrics=["completeness"]), tmp_path)
+    harness.run(small(methods=["gradient"], metrics=["completeness"]), tmp_path, chunk=5, views=False)
+    again = harness.run(small(methods=["input_x_gradient"], metrics=["completeness"]), tmp_path, views=False)
     assert set(again.cells["chunk"]) == {5}
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_loses_only_the_cell_it_hit(undisturbed, tmp_path):
     import yaml
 
@@ -168,7 +172,7 @@ def test_kill_minus_nine_loses_only_the_cell_it_hit(undisturbed, tmp_path):
     assert 4 <= len(survived) < len(undisturbed.cells)
     half = Results.load(folder)
     assert "missing" in set(half.cells["status"])
-    resumed = harness.run(str(study), folder)
+    resumed = harness.run(str(study), folder, views=False)
     assert {path: path.stat().st_mtime_ns for path in survived} == survived
     assert not list(cells.glob(".*"))
     assert_same_rows(undisturbed.records, resumed.records)
@@ -182,7 +186,7 @@ def test_a_failing_method_loses_only_its_own_cells(tmp_path):
         metrics=["occlusion_faithfulness", "pixel_flipping"],
         controls=False,
     )
-    results = harness.run(study, tmp_path / "run")
+    results = harness.run(study, tmp_path / "run", views=False)
     assert list(results.failures["method"]) == ["fails_on_purpose"] * 2
     assert set(results.failures["error"]) == {"RuntimeError: a mistake in a method"}
     assert "in fails_on_purpose" in results.failures["traceback"].iloc[0]
@@ -199,16 +203,20 @@ def test_a_failing_method_loses_only_its_own_cells(tmp_path):
 
 
 def test_cells_that_the_study_no_longer_names_are_stale_and_not_mixed_in(tmp_path):
-    harness.run(small(methods=["gradient", "smoothgrad"], metrics=["completeness"]), tmp_path)
-    results = harness.run(small(methods=["gradient"], metrics=["completeness"]), tmp_path)
+    harness.run(small(methods=["gradient", "smoothgrad"], metrics=["completeness"]), tmp_path, views=False)
+    results = harness.run(small(methods=["gradient"], metrics=["completeness"]), tmp_path, views=False)
     assert len(results.stale) == 1
     assert "smoothgrad" not in set(results.cells["method"])
 
 
 def test_labels_belong_to_the_study_and_not_to_the_stored_cell(tmp_path):
-    first = harness.run(small(methods=["gradient"], metrics=["occlusion_faithfulness"], controls=False), tmp_path)
+    first = harness.run(
+        small(methods=["gradient"], metrics=["occlusion_faithfulness"], controls=False), tmp_path, views=False
+    )
     named = [{"name": "plain", "method": "gradient"}]
-    second = harness.run(small(methods=named, metrics=["occlusion_faithfulness"], controls=False), tmp_path)
+    second = harness.run(
+        small(methods=named, metrics=["occlusion_faithfulness"], controls=False), tmp_path, views=False
+    )
     assert first.cells["key"].tolist() == second.cells["key"].tolist()
     assert set(second.records["method"]) == {"plain"}
 
@@ -255,25 +263,25 @@ def test_results_of_another_torch_or_of_an_edited_plugin_warn(tmp_path):
     )
     plugin = "from harness import method\n\n@method(family='control')\ndef mine(model, x, target):\n    return x * {}\n"
     (tmp_path / "p.py").write_text(plugin.format(2))
-    results = harness.run(study, tmp_path / "run")
+    results = harness.run(study, tmp_path / "run", views=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        harness.run(study, tmp_path / "run")
+        harness.run(study, tmp_path / "run", views=False)
     (tmp_path / "p.py").write_text(plugin.format(3))
     content_of.cache_clear()
     with pytest.warns(UserWarning, match="1 finished cells .* were computed with another version of the code"):
-        harness.run(study, tmp_path / "run")
+        harness.run(study, tmp_path / "run", views=False)
     (cell,) = results.planned
     part = results.store.part(cell)
     results.store.put(cell, Part(part.rows, {**part.info, "torch": "0"}))
     with pytest.warns(UserWarning, match="1 finished cells .* were computed with another version of torch"):
-        harness.run(study, tmp_path / "run")
+        harness.run(study, tmp_path / "run", views=False)
 
 
 def test_only_correctly_classified_samples_where_they_are_asked_for(tmp_path):
     data = {"source": "mnist-5k", "samples": 990, "select": "correct"}
     with pytest.raises(harness.InputError, match=r"990 samples asked for, mnist-5k has 9\d\d \(correct\)"):
-        harness.run(small(data=data), tmp_path)
+        harness.run(small(data=data), tmp_path, views=False)
     resolved = load_study(small(data={**data, "samples": 60}))
     options = {"device": torch.device("cpu"), "samples": None, "progress": silent}
     subject = subject_of_entry(resolved.models[0], resolved, **options)
@@ -349,10 +357,10 @@ def test_a_metric_that_writes_into_the_shared_maps_fails_alone(tmp_path):
         "    yield Score('h', case.maps.abs_().flatten(1).sum(1))\n"
     )
     study = {"methods": ["input_x_gradient"], "controls": False, "plugins": [str(tmp_path / "p.py")]}
-    mixed = harness.run(small(metrics=["vandal", "completeness"], **study), tmp_path / "mixed")
+    mixed = harness.run(small(metrics=["vandal", "completeness"], **study), tmp_path / "mixed", views=False)
     assert list(mixed.failures["metric"]) == ["vandal"]
     assert "vandal wrote into the maps" in mixed.failures["error"].iloc[0]
-    alone = harness.run(small(metrics=["completeness"], **study), tmp_path / "alone")
+    alone = harness.run(small(metrics=["completeness"], **study), tmp_path / "alone", views=False)
     assert_same_rows(mixed.records, alone.records)
 
 

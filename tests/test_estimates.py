@@ -18,8 +18,13 @@ from harness.preparation import prepare
 from harness.progress import silent
 
 PLUGIN = """
-from harness import method
+from harness import Score, introspection, method
 from pathlib import Path
+
+@introspection(compares={"mean": "higher"}, cite="", question="?", misleads="!")
+def looks(model, space, data, *, seed):
+    "The mean of all outputs."
+    yield Score("mean", model(data.x).mean())
 
 @method(family="test", cite="")
 def counted(model, x, target):
@@ -89,6 +94,7 @@ def test_passes_are_those_that_the_run_counts(study, tmp_path):
     assert (guessed.loc[cells.index[applies & (cells["forward"] > 0)], "seconds"] > 0).all()
 
 
+@pytest.mark.slow
 def test_what_is_done_is_left_out_and_teaches_what_the_rest_takes(study, tmp_path):
     study["metrics"] = study["metrics"][1:3]
     whole = forecast(ready(study, tmp_path / "run"), silent)
@@ -117,10 +123,29 @@ def test_what_cannot_be_tried_is_unknown_and_says_so(study, tmp_path):
     study |= {"methods": ["gradient", "broken"], "plugins": ["plugin.py"], "controls": False}
     found = forecast(ready(study, tmp_path / "run"), silent)
     assert set(found.cells[found.cells["seconds"].isna()]["method"]) == {"broken"}
-    assert "not in these numbers: 6 cells that train networks, look into them, or could not be tried" in found.lines
+    assert "not in these numbers: 6 cells that train networks or could not be tried" in found.lines
     assert found.by("method").set_index("method")["unknown"].to_dict() == {"gradient": 0, "broken": 6}
 
 
+def test_an_introspection_is_asked_once_and_counts_for_every_network(study, tmp_path):
+    study |= {"methods": [], "controls": False, "plugins": ["plugin.py"]}
+    study["introspections"] = ["looks", "training_history"]
+    study["metrics"] = [{"metric": "network_randomization", "reinitialized": 2, "shuffled": 3, "stages": 2}]
+    found = forecast(ready(study, tmp_path / "run"), silent).cells.set_index(["method", "metric"])
+    cells = harness.run(study, tmp_path / "run", views=False).cells.set_index(["method", "metric"])
+    assert set(found.index) == set(cells.index)
+    once, asked = found.loc["looks", "introspection"], found.loc["looks", "network_randomization"]
+    networks = 1 + 1 + 2 + 3 + 2
+    # Statistics of the batch norm are estimated for each network whose weights before it are new.
+    assert asked["forward"] == networks * 260 + 512 * (2 + 3 + 1)
+    assert once["forward"] == cells.loc[("looks", "introspection"), "forward"]
+    assert asked["forward"] == cells.loc[("looks", "network_randomization"), "forward"]
+    assert asked["seconds"] > networks * once["seconds"] > 0
+    # Without a recipe it does not apply, and costs nothing.
+    assert found.loc["training_history", "seconds"].tolist() == [0, 0]
+
+
+@pytest.mark.slow
 def test_progress_goes_by_what_cells_cost(study, tmp_path):
     told = []
     harness.run(study, tmp_path / "run", weigh=True, views=False, progress=lambda *words: told.append(words))

@@ -124,6 +124,7 @@ def test_what_describes_or_trains_cannot_be_examined(broken):
     assert not (broken[0] / "never").exists()
 
 
+@pytest.mark.slow
 def test_a_study_carries_the_marks_of_an_exam_of_ones_own(broken, tmp_path):
     folder, _ = broken
     study = {
@@ -181,6 +182,7 @@ def test_every_metric_that_grades_has_a_published_mark_of_its_version():
     assert {(name, harness.METRICS[name].version) for name in gradable()} == set(known)
 
 
+@pytest.mark.slow
 def test_an_exam_writes_tables_and_figures_and_computes_nothing_twice(broken, monkeypatch):
     folder, exam = broken
     for name in ("exam", "tasks", "levels", "needed", "agreement", "spread"):

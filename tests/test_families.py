@@ -39,6 +39,7 @@ def torchvision_builders():
     return [builder_of(name) for name in torchvision.models.list_models(module=torchvision.models)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
 def test_the_model_is_as_it_was(name):
     model, x, target = build(name)

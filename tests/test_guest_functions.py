@@ -257,6 +257,7 @@ def test_guests_are_listed_by_how_they_are_written():
     assert {"captum:NAME", "zennit:COMPOSITE", "gradcam:NAME", "file:PATH.py:FUNCTION", "maps:FILE.npz"} <= {*listed}
 
 
+@pytest.mark.slow
 def test_a_study_races_guests(folder):
     results = harness.run(folder / "study.yaml", folder / "out")
     assert results.failures.empty

@@ -1,4 +1,4 @@
-"""Coefficients, penalties, transformations and the decoder against what they are by definition."""
+"""Coefficients, penalties and transformations against what they are by definition."""
 
 import itertools
 import math
@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import rotate, shift
-from sklearn.decomposition import PCA
 from torchvision.transforms.functional import InterpolationMode, affine
 
 from harness.methods.image_parameters import Box, Coefficients, frequencies, hartley
-from harness.methods.image_prior import Decoder
 from harness.methods.image_regularizers import frequency_penalty, moved, spectral_slope, total_variation
 from harness.space import InputSpace
 
@@ -159,22 +157,3 @@ def test_the_spectral_slope_is_that_of_noise_made_to_have_it(slope):
     made = hartley(white * frequencies(white).clamp(min=1 / 64) ** (slope / 2))
     assert spectral_slope(made).mean().item() == pytest.approx(slope, abs=0.15)
     assert spectral_slope(torch.ones(1, 1, 8, 8)).isnan().all()
-
-
-def test_the_decoder_is_that_of_principal_components_with_codes_of_one_length():
-    x = normal(30, 2, 4, 5) * torch.linspace(0.1, 1, 40, dtype=torch.float64).view(2, 4, 5)
-    box = Box.of(InputSpace("image", (0.0,), (1.0,), low=-100.0, high=100.0), x)
-    decoder = Decoder.fitted(x, box, codes=6)
-    theirs = PCA(6, svd_solver="full").fit(x.flatten(1).numpy())
-    spanned = decoder.components.flatten(1).numpy()
-    np.testing.assert_allclose(np.linalg.norm(spanned, axis=1) ** 2, theirs.explained_variance_)
-    np.testing.assert_allclose(
-        np.abs(spanned @ theirs.components_.T), np.diag(theirs.explained_variance_**0.5), atol=1e-9
-    )
-    code = normal(5, 6)
-    expected = theirs.mean_ + 6**0.5 * (code / code.norm(dim=1, keepdim=True)).numpy() @ spanned
-    np.testing.assert_allclose(decoder.images(code).flatten(1).numpy(), expected)
-    torch.testing.assert_close(decoder.images(7 * code), decoder.images(code))
-    narrow = Decoder.fitted(x, Box.of(InputSpace("image", (0.0,), (1.0,)), x)).images(normal(5, 29))
-    assert narrow.min() >= 0
-    assert narrow.max() <= 1

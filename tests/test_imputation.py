@@ -175,6 +175,7 @@ def test_half_precision_is_solved_in_single(dtype):
     assert torch.equal(found, linear(x.float(), missing).to(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [224, 65])
 def test_many_pictures_are_solved_together_by_a_bounded_number_of_sweeps(side, monkeypatch):
     calls = []

@@ -177,3 +177,62 @@ def test_few_samples_are_enough_to_check_it():
     model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     inference_form(model, torch.randn(100, 3, 32, 32))
     assert max(seen) == CHECKED
+
+
+COMPILED = ", compiled"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "shape", "form"),
+    [
+        (lambda: CifarResNet((3, 32, 32), 10, depth=8), (3, 32, 32), BOTH + COMPILED),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), (6,), "compiled"),
+    ],
+    ids=["folded", "bare"],
+)
+def test_a_compiled_form_has_the_logits_of_the_network_in_batches_of_any_size(build, shape, form):
+    torch.manual_seed(0)
+    model, x = settled(build(), *shape)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    made = inference_form(model, x, compiled=True)
+    assert made.form == form
+    kept = x.clone()
+    for size in (5, 1, 3):
+        with torch.no_grad():
+            torch.testing.assert_close(made.logits(x[:size]), model(x[:size].clone()), rtol=1e-4, atol=1e-4)
+    assert torch.equal(x, kept)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_what_cannot_be_compiled_says_why_and_takes_the_fastest_of_the_other_forms(monkeypatch):
+    model, x = settled(CifarResNet((3, 32, 32), 10, depth=8), 3, 32, 32)
+
+    def fails(network):
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.warns(UserWarning, match=r"^the network is not compiled: no compiler$"):
+        assert inference_form(model, x, compiled=True).form == BOTH + OVER
+    monkeypatch.setattr(torch, "compile", lambda network: nn.Sequential(network, nn.Softmax(1)))
+    with pytest.warns(UserWarning, match="not compiled: its logits are others then"):
+        assert inference_form(model, x, compiled=True).form == BOTH + OVER
+
+
+@pytest.mark.slow
+def test_a_study_says_so_and_its_cells_are_kept_apart(tmp_path):
+    study = {
+        "name": "compiled",
+        "data": {"source": "digits", "samples": 20},
+        "models": [{"name": "net", "source": "mlp", "weights": "random"}],
+        "methods": ["gradient"],
+        "controls": False,
+        "metrics": [{"metric": "pixel_flipping", "steps": 4}],
+    }
+    plain = harness.run(study, tmp_path / "run", views=False)
+    study["models"][0]["compiled"] = True
+    compiled = harness.run(study, tmp_path / "compiled", views=False)
+    assert list(plain.cells["key"]) != list(compiled.cells["key"])
+    (one, other) = (results.table("headlines")["value"].item() for results in (plain, compiled))
+    assert one == pytest.approx(other, rel=1e-4)
+    assert one != 0

@@ -68,6 +68,7 @@ def fresh(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_init_and_run_in_a_fresh_folder(fresh):
     preprocessed = "{source: folder:photos, resize: 24, crop: 24, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}"
     done = call("init", "file:mynet.py:build", preprocessed, "--weights", "w.pt", cwd=fresh)
@@ -145,6 +146,7 @@ def test_paths_that_say_nothing_are_refused(tmp_path):
     assert guess_data("mnist-5k", tmp_path) == "mnist-5k"
 
 
+@pytest.mark.slow
 def test_pictures_of_one_size_keep_it_and_the_doctor_tells_what_was_assumed(fresh):
     for picture in (fresh / "photos").rglob("*.jpg"):
         Image.open(picture).resize((24, 24)).save(picture)

@@ -69,10 +69,14 @@ every_method = pytest.mark.parametrize("name", NAMES)
 # Methods that differ from others in the rule of a linear operator only, or in how they sum what the same layer holds.
 SIMILAR = {"lrp_0", "lrp_gamma", "lrp_z_plus", "lrp_epsilon_plus", "lrp_epsilon_alpha2_beta1", "deep_taylor"}
 SIMILAR |= {"grad_cam_plus_plus", "hires_cam", "layer_cam"}
+# Networks that differ from another one in their activation, or in how they are written.
+ALIKE = {"modules", "in_place", "gelu", "tanh"}
 everywhere = pytest.mark.parametrize(
     ("name", "shape"),
     [
-        pytest.param(name, shape, marks=[pytest.mark.slow] * (name in SIMILAR and shape not in ("functional", "vit")))
+        pytest.param(
+            name, shape, marks=[pytest.mark.slow] * (shape in ALIKE or (name in SIMILAR and shape != "functional"))
+        )
         for name in NAMES
         for shape in SHAPES
         if (name, shape) not in REFUSALS

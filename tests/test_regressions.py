@@ -120,6 +120,7 @@ def seeded(seed):
     return found
 
 
+@pytest.mark.slow
 def test_two_seeds_of_one_study_are_red_in_at_most_five_of_a_hundred_pairs():
     red, tolerances = [0, 0], (Tolerance(), Tolerance(0.0))
     for pair in range(100):

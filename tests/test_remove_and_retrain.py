@@ -144,6 +144,7 @@ def test_what_no_method_has_a_part_in_is_trained_once(folder):
     assert len(seen(folder)) == 1 + 1 + 2 + 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_next_training(folder):
     (folder / "stop").touch()
     with pytest.raises(KeyboardInterrupt):

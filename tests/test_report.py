@@ -315,6 +315,7 @@ def test_verdicts_are_told_by_words_and_signs_and_not_by_colour_alone(results):
     assert leaderboard(results).marks[0].text == "exam of the metric"
 
 
+@pytest.mark.slow
 def test_the_same_figures_are_written_for_papers(results, tmp_path):
     names = {path.name for path in write_figures(results, results.store.path / "figures")}
     drawn = "cascade stages residuals pixel_flipping survival-parameter_randomization headlines cost"

@@ -70,6 +70,7 @@ def test_a_reproduction_of_the_users_own_is_run_judged_and_written(mine, tmp_pat
     assert not outcome.results["small"].failures.size
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_and_cites_the_same(mine, tmp_path):
     first = harness.reproduce(mine, tmp_path / "out", device="cpu")
     cells = {path: path.stat().st_mtime_ns for path in (first.folder / "small/cells").iterdir()}

@@ -124,6 +124,7 @@ def linear_table(bias):
     return Linear(weight, bias), weight, x, torch.arange(120) % 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0.5, 0.2])
 def test_expectation_on_a_linear_model(keep):
     """E S_i = f(b) + p sum_j w_j (x_j - b_j) + (1 - p) w_i (x_i - b_i); with b = 0 that is p f + (1 - p) w_i x_i."""

@@ -49,7 +49,7 @@ def test_a_file_of_others_has_no_seal():
 
 @pytest.mark.parametrize("how", ["flipped", "torn", "empty"])
 def test_a_damaged_part_is_set_aside_named_and_computed_again(tmp_path, how):
-    first = harness.run(SMALL, tmp_path)
+    first = harness.run(SMALL, tmp_path, views=False)
     part = sorted((tmp_path / "cells").iterdir())[1]
     content = part.read_bytes()
     changed = content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :]
@@ -59,29 +59,29 @@ def test_a_damaged_part_is_set_aside_named_and_computed_again(tmp_path, how):
     assert states.count("missing") == 1
     assert [each.name for each in (tmp_path / "damaged").iterdir()] == [part.name]
     others = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    again = harness.run(SMALL, tmp_path)
+    again = harness.run(SMALL, tmp_path, views=False)
     assert {path: path.stat().st_mtime_ns for path in others} == others
     assert again.records.equals(first.records)
 
 
 def test_a_part_that_is_damaged_is_noticed_by_the_next_run_itself(tmp_path):
-    first = harness.run(SMALL, tmp_path)
+    first = harness.run(SMALL, tmp_path, views=False)
     part = min((tmp_path / "cells").iterdir())
     part.write_bytes(part.read_bytes()[:100])
     with pytest.warns(UserWarning, match="torn or was changed"):
-        again = harness.run(SMALL, tmp_path)
+        again = harness.run(SMALL, tmp_path, views=False)
     assert set(again.cells["status"]) == {"done", "not_applicable"}
     assert again.records.equals(first.records)
 
 
 def test_a_damaged_manifest_says_what_to_do(tmp_path):
-    harness.run(SMALL, tmp_path)
+    harness.run(SMALL, tmp_path, views=False)
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text()[:-20])
     with pytest.raises(harness.InputError, match=r"manifest.json is damaged .* remove it and run the study again"):
         Results.load(tmp_path)
     manifest.unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    harness.run(SMALL, tmp_path)
+    harness.run(SMALL, tmp_path, views=False)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == before
     assert yaml.safe_load((tmp_path / "study.yaml").read_text())["name"] == "small"

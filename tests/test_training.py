@@ -232,6 +232,7 @@ def test_random_weights_have_no_retrained_network(folder):
     assert differ(model.partner().model, model.model)
 
 
+@pytest.mark.slow
 def test_published_weights_are_not_retrained_by_our_recipe_for_their_architecture(folder):
     """The recipe of `mlp` would make another kind of network than the weights of this file, and take its time."""
     entry = {"name": "mlp", "source": "mlp", "data": "digits"}

@@ -38,6 +38,7 @@ class LoadedModel(Source):
         code: a hash of the code and the settings that make the network, with its weights, the function that it is.
         origin: where the weights come from, in words.
         read_background: reads the samples that stand for the data, if there are any.
+        compiled: whether its form for passes without a gradient is compiled.
     """
 
     model: nn.Module
@@ -50,13 +51,14 @@ class LoadedModel(Source):
     code: str = ""
     origin: str = ""
     read_background: Callable[[], Float[Tensor, "m ..."]] | None = None
+    compiled: bool = False
     shared: dict[object, Any] = field(default_factory=dict)
     _inference: Inference | None = field(default=None, init=False, repr=False)
 
     def inference(self, read: Callable[[], Float[Tensor, "n ..."]]) -> Inference:
         """The form of the network for passes without a gradient, made once and checked on samples that are read."""
         if self._inference is None:
-            self._inference = inference_form(self.model, read())
+            self._inference = inference_form(self.model, read(), self.compiled)
         return self._inference
 
     @cached_property

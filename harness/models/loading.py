@@ -46,6 +46,7 @@ class Wanted:
         model_seed: of training and of random weights.
         base: what the path of a file is relative to.
         recipe: FILE.py:FUNCTION that trains it; empty for the source's own, if there is one.
+        compiled: whether its form for passes without a gradient is compiled.
     """
 
     weights: str | None = None
@@ -53,6 +54,7 @@ class Wanted:
     model_seed: int = 0
     base: Path = Path()
     recipe: str = ""
+    compiled: bool = False
 
 
 def load_model(
@@ -130,6 +132,7 @@ def load_model(
         code,
         origin,
         calibrate,
+        wanted.compiled,
     )
 
 
