@@ -111,6 +111,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", REPRODUCTION.protocols, ids=lambda protocol: protocol.name)
 @pytest.mark.parametrize(("claim", "changes"), BROKEN, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_claim_that_does_not_hold_is_not_reproduced(claim, changes, protocol):

@@ -152,6 +152,7 @@ def test_only_randomized_blocks_have_their_statistics_estimated_again(mode):
         assert norm.momentum == trained.momentum
 
 
+@pytest.mark.slow
 def test_what_does_not_depend_on_the_method_is_computed_for_the_first_one_only():
     first = case_for("resnet20", n=3)
     options = {"full_draws": 2, "cascade_draws": 1, "modes": ["top_down", "independent"]}

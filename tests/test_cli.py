@@ -93,6 +93,7 @@ def test_a_misspelt_option_exits_with_two_and_says_where(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_failing_method_exits_with_one_and_the_study_ends(tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     study = written(

@@ -186,6 +186,7 @@ def test_a_fill_without_randomness_is_drawn_once():
     assert passes[0][1].equals(passes[1][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", ["blur", "noise", "noisy_linear", "inpaint"])
 @pytest.mark.parametrize("units", [{}, {"patch": 5}, {"superpixels": 10}])
 def test_the_size_of_a_chunk_changes_nothing(fill, units):

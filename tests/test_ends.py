@@ -138,6 +138,7 @@ def test_after_a_kill_the_chunk_is_the_one_that_was_found(study, tmp_path):
     assert resumed.records.equals(whole.records)
 
 
+@pytest.mark.slow
 def test_two_labels_of_one_cell_are_computed_once(study, tmp_path):
     results = harness.run(study(["gradient"], ["greedy", {"name": "too", "metric": "greedy"}]), tmp_path / "run")
     assert results.cells["key"].nunique() == 1

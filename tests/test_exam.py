@@ -106,6 +106,7 @@ def broken(tmp_path_factory):
     return folder, examine(list(FAULTS), folder / "exam", plugins=[folder / "broken.py"], samples=48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_broken_metric_fails_by_what_is_wrong_with_it(broken, name):
     row = broken[1].table.set_index("metric").loc[name]

@@ -56,6 +56,7 @@ def assert_as_published(row, pairs):
         assert surprise(found["mean"], found["standard_error"], mean, spread) < 4, (column, found["mean"], mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_similarities_of_unrelated_maps_are_as_published(row):
     assert_as_published(row, 25 if "224" in row else 200)

@@ -233,6 +233,7 @@ def test_what_cannot_be_compared_is_told_before_anything_is_done(runs, arguments
     assert words in str(done.exception)
 
 
+@pytest.mark.slow
 def test_other_weights_and_other_data_are_named(tmp_path):
     nights = []
     for seed in (0, 1):

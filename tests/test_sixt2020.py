@@ -29,6 +29,7 @@ def test_in_the_world_of_the_paper_every_claim_is_reproduced():
     assert set(outcomes()) == {"reproduced"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*MODIFIED, *KEEPING])
 @pytest.mark.parametrize("test", ["cascade", "logits", "cosine"])
 def test_a_method_that_does_not_behave_as_claimed_is_not_reproduced_alone(method, test):

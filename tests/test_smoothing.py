@@ -25,6 +25,7 @@ def test_a_linear_model_has_no_variance_and_the_squares_of_its_weight(linear_ima
     torch.testing.assert_close(squared, weight[target] ** 2, **EXACT)
 
 
+@pytest.mark.slow
 @every_method
 def test_of_one_relu_they_are_moments_of_a_coin_that_falls_as_often_as_the_noise_leaves_it_on(explain):
     # The last feature has no weight: it sets the range of a sample, and so its noise, and nothing else.

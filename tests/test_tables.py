@@ -287,6 +287,7 @@ def test_a_hundred_times_the_samples_take_the_same_memory(tmp_path):
     assert many < 1.2 * few
 
 
+@pytest.mark.slow
 def test_seeds_of_a_model_are_kept_apart(tmp_path):
     given = {("net", 1, "parameter_randomization"): 0.8, ("net", 1, "pixel_flipping"): -0.3}
     both = written(Folder(tmp_path), models=TWO, given=given)

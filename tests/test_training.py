@@ -366,6 +366,7 @@ def test_a_head_that_makes_logits_tells_how_well_training_worked(folder):
     assert model.partner().model(model.example).shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_study_runs_through_with_a_recipe(folder):
     metrics = ["label_randomization"]
     study = study_of(folder, MINE, metrics=metrics)

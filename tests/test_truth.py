@@ -78,6 +78,7 @@ def test_a_mask_is_of_the_label_and_tells_nothing_of_another_class():
         assert result.records["value"].notna().all()
 
 
+@pytest.mark.slow
 def test_descriptors_stand_behind_what_grades_and_alone_are_no_answer(trusted, tmp_path):
     from harness.words import conclusion
 

@@ -104,6 +104,7 @@ def test_logits_are_those_of_the_classifier_on_each_cell(name, joint):
         torch.testing.assert_close(logits[:, cell * CLASSES : (cell + 1) * CLASSES], alone, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @each_pair
 def test_no_faithful_method_puts_anything_off_the_cell_of_an_arbitrary_classifier(name, method):
     model, x = Grid(inner(name)).eval(), pictures(16)
