@@ -240,9 +240,9 @@ def _of_networks(group: Group, tried: Subject, chunk: int, speed: Speed) -> dict
     started = time.perf_counter()
     once = _passes(case, introspect)
     seconds = time.perf_counter() - started
-    for task in applies if once else ():
-        asked = _asked(case, task)
-        if asked:
+    for task in applies:
+        asked = _asked(case, task) if once else None
+        if once and asked:
             networks, statistics = asked[0], asked[1].statistics / FEW * len(group.subject.source.calibration)
             found[task.cell] = Estimate(
                 networks * once.forward + statistics,

@@ -82,7 +82,7 @@ def _compiled(forms: Sequence[Inference], x: Tensor, expected: Tensor) -> Infere
     for each in forms:
         # What `torch.compile` returns is a network of its own that calls the copy.
         try:
-            network = torch.compile(copy_of(each.network))
+            network: Any = torch.compile(copy_of(each.network))
             form = replace(each, form=", ".join(filter(None, (each.form, "compiled"))), network=network)
             if _same(form.logits(x), expected):
                 return form

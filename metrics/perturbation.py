@@ -225,9 +225,11 @@ class Removing:
     ) -> Iterator[Outputs]:
         """The outputs without the units that `gone` marks for (samples, version of each), by each draw of the fill."""
         for draw in range(self.draws):
-            yield outputs_of(
-                self.case, versions, lambda rows, version, draw=draw: self.without(rows, gone(rows, version), draw)
-            )
+
+            def inputs(rows: Tensor, version: Tensor, draw: int = draw) -> Tensor:
+                return self.without(rows, gone(rows, version), draw)
+
+            yield outputs_of(self.case, versions, inputs)
 
     def outputs(
         self, versions: int, gone: Callable[[Int[Tensor, " m"], Int[Tensor, " m"]], Bool[Tensor, "m units"]]
