@@ -1,5 +1,7 @@
 """The form for passes without a gradient: it has the logits of the network, or it is the network."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -182,6 +184,11 @@ def test_few_samples_are_enough_to_check_it():
 COMPILED = ", compiled"
 
 
+@pytest.fixture
+def compiler():
+    assert shutil.which("g++"), "a C++ compiler is needed: apt-get install g++"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "shape", "form"),
@@ -191,7 +198,7 @@ COMPILED = ", compiled"
     ],
     ids=["folded", "bare"],
 )
-def test_a_compiled_form_has_the_logits_of_the_network_in_batches_of_any_size(build, shape, form):
+def test_a_compiled_form_has_the_logits_of_the_network_in_batches_of_any_size(build, shape, form, compiler):
     torch.manual_seed(0)
     model, x = settled(build(), *shape)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -220,7 +227,7 @@ def test_what_cannot_be_compiled_says_why_and_takes_the_fastest_of_the_other_for
 
 
 @pytest.mark.slow
-def test_a_study_says_so_and_its_cells_are_kept_apart(tmp_path):
+def test_a_study_says_so_and_its_cells_are_kept_apart(tmp_path, compiler):
     study = {
         "name": "compiled",
         "data": {"source": "digits", "samples": 20},
