@@ -101,7 +101,7 @@ def estimates_of(
         if of_maps:
             found |= _of_model(of_maps, speed, tell)
         of_networks = [group for group in members if isinstance(group.explainer.method, Introspection)]
-        tried = _few(subject)
+        tried = _few(subject) if of_networks else subject
         for index, group in enumerate(of_networks):
             tell(group.explainer.method.name, index / len(of_networks))
             found |= _of_networks(group, tried, chunk, speed)

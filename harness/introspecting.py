@@ -15,6 +15,9 @@ from harness.types import Artifact, Score
 
 T = TypeVar("T")
 
+KEPT = "introspection"
+"""Where a source keeps what an introspection shares between networks."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -54,6 +57,10 @@ def introspect(case: Case, model: nn.Module | None = None, call: object = 0) -> 
         "chunk": case.chunk,
         "reference": case.model,
     }
+    # What it keeps by `once` is of no use to the next one.
+    asked = (entry.name, repr(sorted(case.explainer.options.items())))
+    if case.source.shared.get(KEPT, (None,))[0] != asked:
+        case.source.shared[KEPT] = (asked, {})
     filled = {name: value for name, value in known.items() if name in entry.parameters}
     data = Samples(case.x, case.labels, case.samples, case.classes)
     with counted(model, case.passes), torch.no_grad():
@@ -68,11 +75,12 @@ def once(source: Source, key: Hashable, make: Callable[[], T]) -> T:
     """What does not depend on the network that is asked about, and is made for the first one of a source only.
 
     Args:
-        source: keeps it.
+        source: keeps it, until another introspection is asked.
         key: what it depends on, and a name for it.
         make: makes it.
     """
-    if key not in source.shared:
-        source.shared[key] = make()
-    made: T = source.shared[key]
+    known = source.shared.setdefault(KEPT, (None, {}))[1]
+    if key not in known:
+        known[key] = make()
+    made: T = known[key]
     return made
