@@ -146,12 +146,10 @@ def _of_model(groups: Sequence[Group], speed: Speed, tell: Callable[[str, float]
 
 
 def _few(subject: Subject) -> Subject:
-    """A few samples of the subject, with a source that shares nothing yet, and on which statistics cost little."""
+    """A few samples of the subject, with a source that shares its form for inference only, and cheap statistics."""
     few = subject.first(FEW)
     x = few.x
-    source = replace(subject.source, shared={}, calibrate=lambda: x)
-    source.inference(lambda: x)
-    return replace(few, source=source)
+    return replace(few, source=replace(subject.source, shared={}, calibrate=lambda: x))
 
 
 def _passes(case: Case, use: Callable[[Case], object]) -> Passes | None:

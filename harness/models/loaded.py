@@ -53,7 +53,7 @@ class LoadedModel(Source):
     read_background: Callable[[], Float[Tensor, "m ..."]] | None = None
     compiled: bool = False
     shared: dict[object, Any] = field(default_factory=dict)
-    _inference: Inference | None = field(default=None, init=False, repr=False)
+    _inference: Inference | None = field(default=None, repr=False)
 
     def inference(self, read: Callable[[], Float[Tensor, "n ..."]]) -> Inference:
         """The form of the network for passes without a gradient, made once and checked on samples that are read."""
